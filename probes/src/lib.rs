@@ -1,0 +1,1 @@
+//! Judgement, pure: signals become verdicts. No I/O, no threads, no clock; time is an argument.

@@ -1,0 +1,1 @@
+//! The program `balm`: command line, configuration, wiring, HTTP and the management port.

@@ -1,0 +1,2 @@
+//! The program `balm`.
+fn main() {}
