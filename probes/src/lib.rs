@@ -3,11 +3,13 @@
 //! One [`report::HealthReport`] is the only thing that probes, `/status`, metrics and the log judge by, so
 //! they cannot contradict each other. Overload is no input to any of it: a server that sheds is healthy.
 
+pub mod budget;
 pub mod liveness;
 pub mod readiness;
 pub mod report;
 pub mod state;
 
+pub use budget::RepairBudget;
 pub use liveness::{Liveness, Startup, liveness, startup};
 pub use readiness::{Readiness, ReadinessPolicy, model_ready, readiness};
 pub use report::{HealthReport, LaneCounts, ModelReport, ServerPhase, VersionReport};
