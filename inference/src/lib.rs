@@ -5,4 +5,6 @@
 
 pub mod contract;
 pub mod datatype;
+pub mod integrity;
+pub mod onnx_graph;
 pub mod tensor;
