@@ -284,8 +284,12 @@ fn versions(table: &mut Table<'_>) -> VersionPolicy {
 }
 
 fn providers(table: &mut Table<'_>) -> Option<Vec<Provider>> {
+    let names = table.strings("providers")?;
+    if names.is_empty() {
+        table.problem("providers must name at least one, for example [\"cpu\"]".to_owned());
+    }
     let mut providers = Vec::new();
-    for name in table.strings("providers")? {
+    for name in names {
         match name.parse() {
             Ok(provider) if providers.contains(&provider) => {
                 table.problem(format!("providers names {provider} twice"));
@@ -293,9 +297,6 @@ fn providers(table: &mut Table<'_>) -> Option<Vec<Provider>> {
             Ok(provider) => providers.push(provider),
             Err(error) => table.problem(format!("providers: {error}")),
         }
-    }
-    if providers.is_empty() {
-        table.problem("providers must name at least one, for example [\"cpu\"]".to_owned());
     }
     Some(providers)
 }

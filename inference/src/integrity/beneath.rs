@@ -269,7 +269,7 @@ fn prepend(rest: &mut VecDeque<OsString>, path: &Path) -> Result<(), OpenError> 
 
 /// Last modification, in seconds and nanoseconds since 1970.
 pub(crate) fn modified(status: &fs::Stat) -> (i64, i64) {
-    (status.st_mtime as i64, status.st_mtime_nsec as i64)
+    (status.st_mtime, status.st_mtime_nsec as i64)
 }
 
 fn kind_of(kind: FileType) -> FileKind {

@@ -33,6 +33,17 @@ pub fn read_version(
     options: &ReadOptions,
     progress: &Progress,
 ) -> Result<VerifiedModel, IntegrityError> {
+    read_with_hook(root, version_dir, options, progress, || {})
+}
+
+/// As [`read_version`]; by `listed` a test changes files between the manifest and the bytes.
+pub(super) fn read_with_hook(
+    root: &RootDir,
+    version_dir: &Path,
+    options: &ReadOptions,
+    progress: &Progress,
+    listed: impl FnOnce(),
+) -> Result<VerifiedModel, IntegrityError> {
     progress.enter(ReadPhase::Listing);
     let mut version = Version::open(root, version_dir, options, progress)?;
     let manifest = version.manifest()?;
@@ -40,6 +51,7 @@ pub fn read_version(
         version.check_listing(manifest)?;
     }
     let manifest = manifest.as_ref();
+    listed();
 
     progress.enter(ReadPhase::Reading);
     if manifest.is_none() {
