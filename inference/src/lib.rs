@@ -5,4 +5,10 @@
 
 pub mod contract;
 pub mod datatype;
+pub mod golden;
+pub mod integrity;
+pub mod onnx_graph;
+pub mod provider;
+pub mod repository;
+pub mod settings;
 pub mod tensor;
