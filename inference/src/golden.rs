@@ -29,7 +29,7 @@ pub const DEFAULT_TOLERANCE: f64 = 1e-5;
 pub const GOLDEN_BYTES_MAX: usize = 64 << 20;
 
 /// The golden requests of a version.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Golden {
     /// At least one.
     pub cases: Vec<GoldenCase>,

@@ -18,13 +18,6 @@ pub const SETTINGS_FILE: &str = "model.toml";
 /// The largest settings file that is read, in bytes.
 pub const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
-/// Deadline of a request that brings none, in milliseconds.
-pub const DEFAULT_DEADLINE_MS: u64 = 1_000;
-/// The longest deadline that a request may ask for, in milliseconds.
-pub const MAX_DEADLINE_MS: u64 = 30_000;
-/// Rows that one request may bring.
-pub const MAX_BATCH_ROWS: usize = 1_024;
-
 const LANES: RangeInclusive<u64> = 1..=64;
 const THREADS: RangeInclusive<u64> = 1..=256;
 /// One millisecond to one day.
@@ -33,23 +26,23 @@ const BODY_BYTES: RangeInclusive<u64> = 1_024..=1 << 40;
 const BATCH_ROWS: RangeInclusive<u64> = 1..=1 << 24;
 const IN_FLIGHT: RangeInclusive<u64> = 1..=1 << 20;
 
-/// What one model asks for; the defaults stand where `model.toml` says nothing.
+/// What one model asks for; `None` leaves it to the server's defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelSettings {
     /// For people; shown in `/status`.
     pub description: Option<String>,
-    /// Threads with a session each; `None` leaves it to the server.
+    /// Threads with a session each.
     pub lanes: Option<usize>,
     /// Which versions are served.
     pub versions: VersionPolicy,
     /// Execution providers in order of preference; never empty.
-    pub providers: Vec<Provider>,
-    /// What to run on, visibly degraded, when the providers cannot be had; `None` makes that a failure.
+    pub providers: Option<Vec<Provider>>,
+    /// What to run on, visibly degraded, when the providers cannot be had.
     pub fallback: Option<Provider>,
     /// Deadline of a request that brings none.
-    pub default_deadline: Duration,
+    pub default_deadline: Option<Duration>,
     /// The longest deadline that a request may ask for.
-    pub max_deadline: Duration,
+    pub max_deadline: Option<Duration>,
     /// What the file asks of integrity; see [`ModelSettings::policy`].
     pub integrity: Option<Policy>,
     /// Name of the golden requests in the version folder.
@@ -75,10 +68,11 @@ pub enum VersionPolicy {
 }
 
 impl VersionPolicy {
-    /// The versions to serve, ascending, out of those that are there.
-    pub fn select(&self, present: &[u64]) -> Vec<u64> {
+    /// The versions to load out of those that are there, in the order of trying. Of `Latest`, the first that can
+    /// be brought to serve is enough.
+    pub fn candidates(&self, present: &[u64]) -> Vec<u64> {
         match self {
-            VersionPolicy::Latest => present.iter().max().copied().into_iter().collect(),
+            VersionPolicy::Latest => present.iter().rev().copied().collect(),
             VersionPolicy::All => present.to_vec(),
             VersionPolicy::Only(versions) => versions.clone(),
         }
@@ -128,27 +122,16 @@ impl GraphOptimization {
 }
 
 /// What requests may bring: table `[limits]`. `None` leaves it to the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LimitSettings {
     /// Bytes of a request body, after decompression.
     pub max_body_bytes: Option<u64>,
     /// Rows of one request: the first dimension of an input.
-    pub max_batch_rows: usize,
+    pub max_batch_rows: Option<usize>,
     /// Requests admitted at a time.
     pub max_in_flight: Option<usize>,
     /// Requests waiting at a time.
     pub max_queue: Option<usize>,
-}
-
-impl Default for LimitSettings {
-    fn default() -> Self {
-        LimitSettings {
-            max_body_bytes: None,
-            max_batch_rows: MAX_BATCH_ROWS,
-            max_in_flight: None,
-            max_queue: None,
-        }
-    }
 }
 
 impl Default for ModelSettings {
@@ -157,10 +140,10 @@ impl Default for ModelSettings {
             description: None,
             lanes: None,
             versions: VersionPolicy::default(),
-            providers: vec![Provider::Cpu],
+            providers: None,
             fallback: None,
-            default_deadline: Duration::from_millis(DEFAULT_DEADLINE_MS),
-            max_deadline: Duration::from_millis(MAX_DEADLINE_MS),
+            default_deadline: None,
+            max_deadline: None,
             integrity: None,
             golden: GOLDEN_FILE.to_owned(),
             session: SessionSettings::default(),
@@ -228,27 +211,26 @@ impl ModelSettings {
 
 fn read(mut table: Table<'_>) -> ModelSettings {
     let defaults = ModelSettings::default();
-    let millis = |ms: Option<u64>, default| ms.map_or(default, Duration::from_millis);
     let settings = ModelSettings {
         description: table.string("description"),
         lanes: table.count("lanes", LANES),
         versions: versions(&mut table),
-        providers: providers(&mut table).unwrap_or(defaults.providers),
+        providers: providers(&mut table),
         fallback: table.parsed("fallback"),
-        default_deadline: millis(
-            table.integer("default_deadline_ms", DEADLINE_MS),
-            defaults.default_deadline,
-        ),
-        max_deadline: millis(table.integer("max_deadline_ms", DEADLINE_MS), defaults.max_deadline),
+        default_deadline: table
+            .integer("default_deadline_ms", DEADLINE_MS)
+            .map(Duration::from_millis),
+        max_deadline: table.integer("max_deadline_ms", DEADLINE_MS).map(Duration::from_millis),
         integrity: table.parsed("integrity"),
         golden: table.string("golden").unwrap_or(defaults.golden),
         session: table.table("session").map(session).unwrap_or_default(),
         limits: table.table("limits").map(limits).unwrap_or_default(),
         labels: labels(&mut table),
     };
-    if settings.default_deadline > settings.max_deadline {
-        let (default, max) =
-            (settings.default_deadline.as_millis(), settings.max_deadline.as_millis());
+    if let (Some(default), Some(max)) = (settings.default_deadline, settings.max_deadline)
+        && default > max
+    {
+        let (default, max) = (default.as_millis(), max.as_millis());
         table.problem(format!(
             "default_deadline_ms is {default}, it must not be above max_deadline_ms, which is {max}"
         ));
@@ -320,7 +302,7 @@ fn session(mut table: Table<'_>) -> SessionSettings {
 fn limits(mut table: Table<'_>) -> LimitSettings {
     let limits = LimitSettings {
         max_body_bytes: table.integer("max_body_bytes", BODY_BYTES),
-        max_batch_rows: table.count("max_batch_rows", BATCH_ROWS).unwrap_or(MAX_BATCH_ROWS),
+        max_batch_rows: table.count("max_batch_rows", BATCH_ROWS),
         max_in_flight: table.count("max_in_flight", IN_FLIGHT),
         max_queue: table.count("max_queue", IN_FLIGHT),
     };
@@ -348,9 +330,6 @@ mod tests {
     fn an_empty_file_gives_the_defaults() {
         let settings = ModelSettings::parse("", "f").unwrap();
         assert_eq!(settings, ModelSettings::default());
-        assert_eq!(settings.providers, [Provider::Cpu]);
-        assert_eq!(settings.default_deadline, Duration::from_secs(1));
-        assert_eq!(settings.max_deadline, Duration::from_secs(30));
     }
 
     #[test]
@@ -380,10 +359,10 @@ mod tests {
             description: Some("flowers".into()),
             lanes: Some(2),
             versions: VersionPolicy::Only(vec![1, 3]),
-            providers: vec![Provider::Cuda, Provider::Cpu],
+            providers: Some(vec![Provider::Cuda, Provider::Cpu]),
             fallback: Some(Provider::Cpu),
-            default_deadline: Duration::from_millis(200),
-            max_deadline: Duration::from_secs(2),
+            default_deadline: Some(Duration::from_millis(200)),
+            max_deadline: Some(Duration::from_secs(2)),
             integrity: Some(Policy::Required),
             golden: "g.json".into(),
             session: SessionSettings {
@@ -392,7 +371,7 @@ mod tests {
             },
             limits: LimitSettings {
                 max_body_bytes: Some(65_536),
-                max_batch_rows: 16,
+                max_batch_rows: Some(16),
                 max_in_flight: Some(8),
                 max_queue: Some(32),
             },
@@ -423,7 +402,7 @@ mod tests {
             ("providers = [\"gpu\"]", "providers: unknown provider \"gpu\"; known are cpu, cuda"),
             ("fallback = \"gpu\"", "fallback: unknown provider \"gpu\""),
             ("default_deadline_ms = 0", "default_deadline_ms must be an integer from 1 to"),
-            ("default_deadline_ms = 40000", "it must not be above max_deadline_ms, which is 30000"),
+            ("default_deadline_ms = 40000\nmax_deadline_ms = 30000", "it must not be above max_deadline_ms, which is 30000"),
             ("integrity = \"signed\"", "integrity: unknown integrity policy \"signed\""),
             ("golden = \"../g.json\"", "golden has a '..' component"),
             ("session = 1", "session must be a table, found an integer"),
@@ -464,9 +443,9 @@ mod tests {
 
     #[test]
     fn versions_are_selected() {
-        assert_eq!(VersionPolicy::Latest.select(&[1, 2, 10]), [10]);
-        assert!(VersionPolicy::Latest.select(&[]).is_empty());
-        assert_eq!(VersionPolicy::All.select(&[1, 2]), [1, 2]);
-        assert_eq!(VersionPolicy::Only(vec![3]).select(&[1, 2]), [3]);
+        assert_eq!(VersionPolicy::Latest.candidates(&[1, 2, 10]), [10, 2, 1]);
+        assert!(VersionPolicy::Latest.candidates(&[]).is_empty());
+        assert_eq!(VersionPolicy::All.candidates(&[1, 2]), [1, 2]);
+        assert_eq!(VersionPolicy::Only(vec![3]).candidates(&[1, 2]), [3]);
     }
 }
