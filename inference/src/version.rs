@@ -121,6 +121,8 @@ pub struct Serving {
     pub verified: bool,
     /// Time of the load's phases.
     pub load: LoadTimes,
+    /// Inputs of the first golden request, to show a person what to send.
+    pub example: Option<Vec<NamedTensor>>,
     /// The settings in force: model.toml over the server's defaults.
     pub settings: EffectiveSettings,
     pub(crate) lanes: Arc<Lanes>,

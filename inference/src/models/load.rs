@@ -211,9 +211,10 @@ impl Inner {
             return Err(self.refused(model, reasons.join("; ")));
         }
         // Only now, when a successor serves, the versions that the policy no longer asks for go.
-        for version in versions.iter() {
-            if !kept.contains(&version.number) && version.serving().is_some() {
+        for version in versions.iter().filter(|version| !kept.contains(&version.number)) {
+            if version.serving().is_some() || version.state() == ModelState::Discovered {
                 version.unload();
+                version.note(Some("the model's version policy does not ask for it".to_owned()));
             }
         }
         model.elect();
@@ -350,7 +351,8 @@ impl Candidate {
         })?;
         times.probe = begun.elapsed();
 
-        self.serve(session, &verified, effective, times, reader);
+        let example = golden.cases.into_iter().next().map(|case| case.inputs);
+        self.serve(session, &verified, effective, times, reader, example);
         Ok(())
     }
 
@@ -362,6 +364,7 @@ impl Candidate {
         settings: EffectiveSettings,
         times: LoadTimes,
         reader: Reader,
+        example: Option<Vec<NamedTensor>>,
     ) {
         let (inner, model, version) = (&self.inner, &self.model, &self.version);
         let placement = session.placement().clone();
@@ -394,6 +397,7 @@ impl Candidate {
             digest: verified.digest.to_string(),
             verified: verified.verified,
             load: times,
+            example,
             settings,
             lanes: Arc::clone(&lanes),
         });
