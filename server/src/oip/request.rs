@@ -254,7 +254,8 @@ fn is_nested(text: &str, rank: usize) -> bool {
     }
 }
 
-fn tensor(
+/// The tensor, once elements and shape are there.
+pub(super) fn tensor(
     datatype: Datatype,
     shape: Vec<usize>,
     data: TensorData,
