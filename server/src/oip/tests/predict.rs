@@ -182,7 +182,7 @@ fn bad_predict_requests() {
 #[test]
 fn memory_is_bounded() {
     let limits = DecodeLimits { max_decoded_bytes: 64, ..DecodeLimits::default() };
-    let text = format!(r#"{{"instances":[{}]}}"#, vec!["[1,2]"; 9].join(","));
+    let text = format!(r#"{{"instances":[{}]}}"#, ["[1,2]"; 9].join(","));
     let error = decode_predict(&Bytes::from(text), &iris(), &limits).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     let wide = format!(r#"{{"inputs":[{:?}]}}"#, [1; 17]);
