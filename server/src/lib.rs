@@ -5,3 +5,4 @@ pub mod config;
 pub mod exit;
 pub mod host;
 pub mod logs;
+pub mod management;
