@@ -111,11 +111,12 @@ fn options(config: &Config) -> ModelsOptions {
 
 /// Facts that never change, as gauges of value 1 with the fact in a label.
 fn register_infos(registry: &Registry, engine: &EngineInfo) -> prometheus::Result<()> {
-    let info = |name: &str, help: &str, labels: &[&str], values: &[&str]| -> prometheus::Result<()> {
-        let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        family.with_label_values(values).set(1);
-        registry.register(Box::new(family))
-    };
+    let info =
+        |name: &str, help: &str, labels: &[&str], values: &[&str]| -> prometheus::Result<()> {
+            let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            family.with_label_values(values).set(1);
+            registry.register(Box::new(family))
+        };
     info("balm_build_info", "Version of Balm.", &["version"], &[env!("CARGO_PKG_VERSION")])?;
     info(
         "balm_onnxruntime_info",
@@ -221,8 +222,7 @@ impl Served {
             header_timeout: config.http.header_timeout,
         };
         let drain = config.lifecycle.drain_timeout;
-        let data =
-            tokio::spawn(bound.serve(router, sockets, http_metrics, stopped, drain));
+        let data = tokio::spawn(bound.serve(router, sockets, http_metrics, stopped, drain));
         let loading = models.clone();
         std::thread::Builder::new()
             .name("loader".to_owned())

@@ -3,9 +3,10 @@
 use crate::http::Listening;
 use balm_inference::datatype::Datatype;
 use balm_inference::models::Models;
-use balm_inference::tensor::{NamedTensor, TensorData};
+use balm_inference::tensor::{NamedTensor, Tensor, TensorData};
 use balm_inference::version::Serving;
 use balm_probes::HealthReport;
+use serde::Serialize;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
@@ -19,8 +20,9 @@ pub fn addresses(data: &Listening, management: SocketAddr) -> String {
 
 /// A line for each model version: version, digest, provider, lanes, threads, state and why.
 pub fn models(report: &HealthReport) -> String {
-    let mut rows = vec![["model", "version", "digest", "provider", "lanes", "threads", "state"]
-        .map(str::to_owned)];
+    let mut rows = vec![
+        ["model", "version", "digest", "provider", "lanes", "threads", "state"].map(str::to_owned),
+    ];
     for model in &report.models {
         for version in &model.versions {
             let digest = version.digest.as_deref().unwrap_or("-");
@@ -67,65 +69,73 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// A command that works when pasted: a prediction by the first model for which an example is at hand.
+/// A command that works when pasted: a prediction by the model with the shortest example.
 pub fn try_it(models: &Models, data: &Listening) -> Option<String> {
-    let serving = models.all().into_iter().find_map(|model| {
+    let examples = models.all().into_iter().filter_map(|model| {
         let serving = model.serving(None).ok()?;
         body(&serving).map(|body| (serving, body))
     });
-    let (serving, body) = serving?;
+    let (serving, body) = examples.min_by_key(|(_, body)| body.len())?;
     let (address, option) = match data {
         Listening::Tcp(addr) => (format!("http://{addr}"), String::new()),
         Listening::Unix(path) => {
             ("http://localhost".to_owned(), format!("--unix-socket {} ", path.display()))
         }
     };
-    Some(format!(
-        "curl -s {option}{address}/v2/models/{}/infer -d '{body}'\n",
-        serving.model
-    ))
+    Some(format!("\ncurl -s {option}{address}/v2/models/{}/infer -d '{body}'\n", serving.model))
+}
+
+#[derive(Serialize)]
+struct Example<'a> {
+    inputs: Vec<ExampleInput<'a>>,
+}
+
+#[derive(Serialize)]
+struct ExampleInput<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    datatype: &'static str,
+    data: Elements,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Elements {
+    Floats(Vec<f32>),
+    Integers(Vec<i64>),
 }
 
 /// The body of the model's example, when it is short and has a JSON form without a quote.
 fn body(serving: &Serving) -> Option<String> {
     const ELEMENTS_MAX: usize = 64;
     let example = serving.example.as_ref()?;
-    let inputs: Option<Vec<serde_json::Value>> = example
+    let inputs: Option<Vec<ExampleInput<'_>>> = example
         .iter()
         .map(|NamedTensor { name, tensor }| {
-            if tensor.element_count() > ELEMENTS_MAX {
-                return None;
-            }
-            Some(serde_json::json!({
-                "name": name,
-                "shape": tensor.shape(),
-                "datatype": tensor.datatype().name(),
-                "data": elements(tensor.datatype(), tensor.data())?,
-            }))
+            let data = elements(tensor)?;
+            (tensor.element_count() <= ELEMENTS_MAX).then(|| ExampleInput {
+                name,
+                shape: tensor.shape(),
+                datatype: tensor.datatype().name(),
+                data,
+            })
         })
         .collect();
-    let body = serde_json::json!({ "inputs": inputs? }).to_string();
+    let body = serde_json::to_string(&Example { inputs: inputs? }).ok()?;
     (!body.contains('\'')).then_some(body)
 }
 
-fn elements(datatype: Datatype, data: &TensorData) -> Option<serde_json::Value> {
-    let TensorData::Raw(raw) = data else { return None };
-    Some(match datatype {
-        Datatype::Fp32 => raw
-            .as_chunks::<4>()
-            .0
-            .iter()
-            // Through the shortest text of the f32, not its widened digits.
-            .map(|bytes| f32::from_le_bytes(*bytes).to_string().parse::<f64>().ok())
-            .collect::<Option<Vec<f64>>>()?
-            .into(),
-        Datatype::Int64 => raw
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|bytes| i64::from_le_bytes(*bytes))
-            .collect::<Vec<i64>>()
-            .into(),
-        _ => return None,
-    })
+fn elements(tensor: &Tensor) -> Option<Elements> {
+    let TensorData::Raw(raw) = tensor.data() else { return None };
+    match tensor.datatype() {
+        Datatype::Fp32 => {
+            let words = raw.as_chunks::<4>().0;
+            Some(Elements::Floats(words.iter().map(|word| f32::from_le_bytes(*word)).collect()))
+        }
+        Datatype::Int64 => {
+            let words = raw.as_chunks::<8>().0;
+            Some(Elements::Integers(words.iter().map(|word| i64::from_le_bytes(*word)).collect()))
+        }
+        _ => None,
+    }
 }

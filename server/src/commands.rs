@@ -67,9 +67,10 @@ pub fn check(arguments: &CheckArgs) -> Exit {
     match (report.models.len(), refused) {
         (0, _) => fail(Exit::Integrity, "the repository holds no model"),
         (_, 0) => Exit::Drained,
-        (all, refused) => {
-            fail(Exit::Integrity, &format!("{refused} of {all} models have a version that is refused"))
-        }
+        (all, refused) => fail(
+            Exit::Integrity,
+            &format!("{refused} of {all} models have a version that is refused"),
+        ),
     }
 }
 
@@ -89,9 +90,9 @@ pub fn manifest(arguments: &ManifestArgs) -> Exit {
         Err(error) => return fail(Exit::Io, &format!("{}: {error}", arguments.dir.display())),
     };
     for folder in folders {
-        let written = RootDir::open(&folder)
-            .map_err(|error| error.to_string())
-            .and_then(|root| write_manifest(&root, Path::new("")).map_err(|error| error.to_string()));
+        let written = RootDir::open(&folder).map_err(|error| error.to_string()).and_then(|root| {
+            write_manifest(&root, Path::new("")).map_err(|error| error.to_string())
+        });
         match written {
             Ok(manifest) => {
                 let files = manifest.iter().count();

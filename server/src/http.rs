@@ -25,7 +25,7 @@ use axum::Router;
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{post_service, get, post};
+use axum::routing::{get, post, post_service};
 use balm_inference::models::Models;
 use balm_probes::ReadinessPolicy;
 use std::sync::Arc;

@@ -168,7 +168,11 @@ impl Version {
 }
 
 impl Inner {
-    fn load_entry(self: &Arc<Self>, model: &Arc<Model>, entry: &ModelEntry) -> Result<(), ControlError> {
+    fn load_entry(
+        self: &Arc<Self>,
+        model: &Arc<Model>,
+        entry: &ModelEntry,
+    ) -> Result<(), ControlError> {
         let _control = model.control.lock();
         for warning in &entry.warnings {
             tracing::warn!(model = %model.name, "{warning}");
@@ -239,7 +243,8 @@ impl Inner {
         let (sender, receiver) = mpsc::sync_channel(1);
         let name = format!("load-{}", model.name).chars().take(15).collect();
         let spawned = thread::Builder::new().name(name).spawn({
-            let (inner, model, version) = (Arc::clone(self), Arc::clone(model), Arc::clone(version));
+            let (inner, model, version) =
+                (Arc::clone(self), Arc::clone(model), Arc::clone(version));
             let (settings, progress) = (settings.clone(), Arc::clone(&progress));
             move || {
                 let candidate = Candidate { inner, model, version, settings, progress };
@@ -247,7 +252,9 @@ impl Inner {
             }
         });
         let result = match spawned {
-            Err(error) => Err(Refusal::failed(format!("its loading thread did not start: {error}"))),
+            Err(error) => {
+                Err(Refusal::failed(format!("its loading thread did not start: {error}")))
+            }
             Ok(_detached) => loop {
                 match receiver.recv_timeout(STILL_LOADING_EVERY) {
                     Ok(result) => break result,
@@ -335,10 +342,8 @@ impl Candidate {
 
         version.step(inner, ModelState::Loading);
         let begun = Instant::now();
-        let mut session = inner
-            .engine
-            .build(bytes_of(&verified), &effective.session)
-            .map_err(Refusal::failed)?;
+        let mut session =
+            inner.engine.build(bytes_of(&verified), &effective.session).map_err(Refusal::failed)?;
         times.build = begun.elapsed();
 
         version.step(inner, ModelState::Warming);

@@ -8,13 +8,13 @@ use super::problem::Problems;
 use super::raw::Sources;
 use super::read::{Default, Reader, because, boolean, fixed, integer, one_of};
 use super::values::{self, ListenAddr, LogFormat, OrtLogLevel};
-use balm_inference::integrity::Policy;
-use balm_inference::provider::Provider;
 use super::{
     AdmissionConfig, Config, HttpConfig, LifecycleConfig, LogConfig, ManagementConfig,
     ModelDefaults, OnnxRuntimeConfig, RepositoryConfig,
 };
 use crate::host::{Host, Parallelism, parallelism};
+use balm_inference::integrity::Policy;
+use balm_inference::provider::Provider;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 const GIB: u64 = 1 << 30;
@@ -173,7 +173,7 @@ fn defaults(reader: &mut Reader, host: &Host) -> ModelDefaults {
             "defaults.providers",
             fixed(vec![Provider::Cpu]),
             values::providers,
-            values::show_providers,
+            |providers| values::show_providers(providers),
         ),
         fallback: reader.take("defaults.fallback", fixed(None), values::fallback, |provider| {
             provider.map_or("none", Provider::name).to_owned()

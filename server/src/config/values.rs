@@ -155,7 +155,7 @@ pub(super) fn providers(raw: &Raw) -> Parsed<Vec<Provider>> {
         .collect()
 }
 
-pub(super) fn show_providers(providers: &Vec<Provider>) -> String {
+pub(super) fn show_providers(providers: &[Provider]) -> String {
     providers.iter().map(|provider| provider.name()).collect::<Vec<_>>().join(",")
 }
 

@@ -85,10 +85,7 @@ fn respond(serving: &Serving, encoded: Encoded) -> Response<Body> {
         Some(length) => {
             headers
                 .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-            headers.insert(
-                JSON_LENGTH,
-                HeaderValue::from(length),
-            );
+            headers.insert(JSON_LENGTH, HeaderValue::from(length));
         }
     }
     add_digest(headers, serving);

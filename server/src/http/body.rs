@@ -90,8 +90,5 @@ pub(super) async fn noop(
 ) -> Result<(), Failed> {
     let id = request.extensions().get::<RequestId>().cloned();
     let bounds = Bounds { bytes: state.0.max_body_bytes as u64, time: state.0.body_timeout };
-    read(request.into_body(), &bounds, None)
-        .await
-        .map(drop)
-        .map_err(|error| Failed(error, id))
+    read(request.into_body(), &bounds, None).await.map(drop).map_err(|error| Failed(error, id))
 }

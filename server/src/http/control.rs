@@ -43,7 +43,9 @@ pub(super) async fn server_metadata() -> Json<ServerMetadata> {
 
 /// `GET /v2/models`
 pub(super) async fn list_models(axum::extract::State(state): Shared) -> Json<ModelList> {
-    let models = state.0.models
+    let models = state
+        .0
+        .models
         .all()
         .iter()
         .filter(|model| !model.all_serving().is_empty())
@@ -297,12 +299,9 @@ fn permitted(state: &State, body: &Bytes) -> Result<serde_json::Map<String, Valu
 }
 
 fn has_override(request: &serde_json::Map<String, Value>) -> bool {
-    request
-        .get("parameters")
-        .and_then(Value::as_object)
-        .is_some_and(|parameters| {
-            parameters.keys().any(|key| key == "config" || key.starts_with("file:"))
-        })
+    request.get("parameters").and_then(Value::as_object).is_some_and(|parameters| {
+        parameters.keys().any(|key| key == "config" || key.starts_with("file:"))
+    })
 }
 
 /// Clients send these bodies without a content type, or none at all.
@@ -316,10 +315,9 @@ fn object(body: &Bytes) -> Result<serde_json::Map<String, Value>, ApiError> {
             field: "body".to_owned(),
             problem: "expected a JSON object, or nothing".to_owned(),
         }),
-        Err(error) => Err(ApiError::Field {
-            field: "body".to_owned(),
-            problem: format!("not JSON: {error}"),
-        }),
+        Err(error) => {
+            Err(ApiError::Field { field: "body".to_owned(), problem: format!("not JSON: {error}") })
+        }
     }
 }
 
@@ -343,7 +341,9 @@ pub(super) async fn v1_status(
     Path(model): Path<String>,
 ) -> Answer<Value> {
     let read = |model: &Model| json!({"name": model.name(), "ready": model.serving(None).is_ok()});
-    state.0.models
+    state
+        .0
+        .models
         .model(&model)
         .map(|model| Json(read(&model)))
         .map_err(|error| failed(id)(error.into()))

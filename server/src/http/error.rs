@@ -105,16 +105,12 @@ impl ApiError {
                 ErrorKind::UnsupportedEncoding => {
                     (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", O::BadRequest)
                 }
-                ErrorKind::NotImplemented => {
-                    (S::NOT_IMPLEMENTED, "not_implemented", O::BadRequest)
-                }
+                ErrorKind::NotImplemented => (S::NOT_IMPLEMENTED, "not_implemented", O::BadRequest),
             },
             ApiError::Control(error) => match error {
                 ControlError::UnknownModel(_) => (S::NOT_FOUND, "unknown_model", O::BadRequest),
                 ControlError::Load { .. } => (S::BAD_REQUEST, "load_failed", O::Failed),
-                ControlError::Repository(_) => {
-                    (S::INTERNAL_SERVER_ERROR, "repository", O::Failed)
-                }
+                ControlError::Repository(_) => (S::INTERNAL_SERVER_ERROR, "repository", O::Failed),
                 _ => (S::INTERNAL_SERVER_ERROR, "internal", O::Failed),
             },
             ApiError::Header { .. } => (S::BAD_REQUEST, "header", O::BadRequest),
@@ -144,16 +140,17 @@ impl ApiError {
     /// The answer, with the request's id in it.
     pub(super) fn answer(&self, request_id: Option<&RequestId>) -> Response<Body> {
         let face = self.face();
-        let mut response =
-            json_error(face.status, face.code, &self.to_string(), request_id.map(RequestId::as_str));
+        let mut response = json_error(
+            face.status,
+            face.code,
+            &self.to_string(),
+            request_id.map(RequestId::as_str),
+        );
         let headers = response.headers_mut();
         if let Some(reason) = self.shed_reason() {
             headers.insert(SHED_REASON, HeaderValue::from_static(reason.as_str()));
         }
-        if matches!(
-            face.status,
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
-        ) {
+        if matches!(face.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if matches!(

@@ -107,10 +107,7 @@ fn prepare(
 ) -> Result<Prepared, ApiError> {
     let limit = usize::try_from(serving.settings.max_body_bytes).unwrap_or(usize::MAX);
     let body = decompress(body.clone(), encoding, limit)?;
-    let raw = RawInput {
-        inputs: &serving.contract.inputs,
-        batched: serving.contract.is_batched(),
-    };
+    let raw = RawInput { inputs: &serving.contract.inputs, batched: serving.contract.is_batched() };
     let request = decode_infer(&body, header_length, raw, &DecodeLimits::default())?;
     let InferRequest { id, parameters, inputs, outputs: requested, default_binary } = request;
     let selected = serving

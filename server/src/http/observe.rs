@@ -45,7 +45,8 @@ impl RequestId {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let born = *BORN.get_or_init(|| {
             let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            u64::try_from(since.as_micros()).unwrap_or(u64::MAX) ^ u64::from(std::process::id()) << 40
+            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+                ^ u64::from(std::process::id()) << 40
         });
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         RequestId(Arc::from(format!("{born:x}-{next:x}")))
@@ -67,7 +68,8 @@ pub(super) async fn observe(
     request.extensions_mut().insert(id.clone());
     request.extensions_mut().insert(Arrived(arrived));
     // Kept only where a line is going to be written.
-    let logged = state.0.access_log.then(|| (request.method().clone(), request.uri().path().to_owned()));
+    let logged =
+        state.0.access_log.then(|| (request.method().clone(), request.uri().path().to_owned()));
     let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
     let status = response.status().as_u16();

@@ -85,7 +85,8 @@ type Prepared = (Vec<Tensor>, PredictForm, u64);
 fn prepare(serving: &Serving, body: &Bytes, encoding: Option<&str>) -> Result<Prepared, ApiError> {
     let limit = usize::try_from(serving.settings.max_body_bytes).unwrap_or(usize::MAX);
     let body = decompress(body.clone(), encoding, limit)?;
-    let PredictRequest { inputs, form } = decode_predict(&body, &serving.contract, &DecodeLimits::default())?;
+    let PredictRequest { inputs, form } =
+        decode_predict(&body, &serving.contract, &DecodeLimits::default())?;
     let inputs = accept(serving, inputs)?;
     Ok((inputs, form, body.len() as u64))
 }
