@@ -3,6 +3,23 @@
 //! Tensors come in checked and go out whole; HTTP and gRPC live above, in `balm-server`. Only
 //! `engine/onnx.rs` names ONNX Runtime.
 
+pub mod admission;
+mod cancel;
 pub mod contract;
 pub mod datatype;
+pub mod effective;
+pub mod engine;
+pub mod golden;
+pub mod integrity;
+mod lane;
+pub mod metrics;
+pub mod models;
+pub mod onnx_graph;
+pub mod predict;
+pub mod provider;
+mod queue;
+pub mod repository;
+pub mod settings;
+pub mod statistics;
 pub mod tensor;
+pub mod version;

@@ -1,0 +1,112 @@
+//! Ending a job that is no longer wanted: its deadline is over, or its client has left.
+//!
+//! The danger is the late cancel: one that arrives when the lane has gone on to somebody else's run, and stops
+//! that. A [`RunToken`] belongs to one job and knows whether *this* job is running; cancelling and finishing
+//! exclude each other.
+
+use crate::engine::Cancel;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+enum Phase {
+    Waiting,
+    Running(Arc<dyn Cancel>),
+    Finished,
+    Cancelled,
+}
+
+/// Where one job stands, shared by the lane that runs it and the request that waits for it.
+pub(crate) struct RunToken {
+    phase: Mutex<Phase>,
+}
+
+impl RunToken {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(RunToken { phase: Mutex::new(Phase::Waiting) })
+    }
+
+    /// The lane is about to run the job. False when it was cancelled while waiting: then it must not run.
+    pub(crate) fn begin(&self, canceller: &Arc<dyn Cancel>) -> bool {
+        let mut phase = self.phase.lock();
+        match *phase {
+            Phase::Waiting => {
+                *phase = Phase::Running(Arc::clone(canceller));
+                true
+            }
+            Phase::Running(_) | Phase::Finished | Phase::Cancelled => false,
+        }
+    }
+
+    /// The run has returned. After this, no cancel of this job can reach the lane.
+    pub(crate) fn finish(&self) {
+        let mut phase = self.phase.lock();
+        if let Phase::Running(_) = *phase {
+            *phase = Phase::Finished;
+        }
+    }
+
+    /// The answer is not wanted any more: stops the run, or keeps it from beginning.
+    pub(crate) fn cancel(&self) {
+        let mut phase = self.phase.lock();
+        match &*phase {
+            Phase::Waiting => *phase = Phase::Cancelled,
+            Phase::Running(canceller) => {
+                // Under the lock, so that `finish` waits and the lane cannot be at another job meanwhile.
+                canceller.cancel();
+                *phase = Phase::Cancelled;
+            }
+            Phase::Finished | Phase::Cancelled => {}
+        }
+    }
+
+    /// Whether a lane has taken the job up.
+    pub(crate) fn has_begun(&self) -> bool {
+        matches!(*self.phase.lock(), Phase::Running(_) | Phase::Finished)
+    }
+
+    /// Whether the job was cancelled, before or while it ran.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        matches!(*self.phase.lock(), Phase::Cancelled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Default)]
+    struct Counter(AtomicUsize);
+
+    impl Cancel for Counter {
+        fn cancel(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_cancel_reaches_its_own_run_and_no_other() {
+        let lane = Arc::new(Counter::default());
+        let canceller: Arc<dyn Cancel> = lane.clone();
+
+        let waiting = RunToken::new();
+        waiting.cancel();
+        assert!(!waiting.begin(&canceller), "cancelled while waiting: must not run");
+        assert_eq!(lane.0.load(Ordering::SeqCst), 0);
+
+        let running = RunToken::new();
+        assert!(running.begin(&canceller));
+        running.cancel();
+        running.cancel();
+        assert_eq!(lane.0.load(Ordering::SeqCst), 1, "stopped once");
+        running.finish();
+        assert!(running.is_cancelled());
+
+        let finished = RunToken::new();
+        assert!(finished.begin(&canceller));
+        finished.finish();
+        finished.cancel();
+        assert_eq!(lane.0.load(Ordering::SeqCst), 1, "a late cancel must not reach the lane");
+        assert!(!finished.is_cancelled());
+    }
+}

@@ -1,0 +1,307 @@
+//! Metrics of serving: declared here, registered into a registry that is handed down.
+//!
+//! Labels come from enums and from the repository's names, never from a request. The children of one model version
+//! are resolved once, at load, so that a request pays for no look-up.
+
+use crate::admission::ShedReason;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+/// From 50 µs, where small models live, to 30 s, the longest deadline by default; about 2.5 steps a decade.
+const LATENCY_BUCKETS: [f64; 18] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+/// How a predict request ended. The label values of `balm_predict_requests_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Outputs were sent.
+    Ok,
+    /// The request was refused as the client's mistake.
+    BadRequest,
+    /// Turned away for load.
+    Shed,
+    /// The model was not ready.
+    NotReady,
+    /// The deadline was over.
+    Deadline,
+    /// The client left before the answer.
+    Cancelled,
+    /// The server's own failure.
+    Failed,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Outcome; 7] = [
+        Outcome::Ok,
+        Outcome::BadRequest,
+        Outcome::Shed,
+        Outcome::NotReady,
+        Outcome::Deadline,
+        Outcome::Cancelled,
+        Outcome::Failed,
+    ];
+
+    /// Label value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::BadRequest => "bad_request",
+            Outcome::Shed => "shed",
+            Outcome::NotReady => "not_ready",
+            Outcome::Deadline => "deadline",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+/// The families of this crate.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    total_seconds: HistogramVec,
+    queue_seconds: HistogramVec,
+    run_seconds: HistogramVec,
+    shed: IntCounterVec,
+    lane_restarts: IntCounterVec,
+    load_seconds: GaugeVec,
+    loads: IntCounterVec,
+    integrity: IntCounterVec,
+    state: IntGaugeVec,
+    lanes: IntGaugeVec,
+    queue_depth: IntGaugeVec,
+    in_flight: IntGaugeVec,
+    in_flight_total: IntGauge,
+    in_flight_bytes: IntGauge,
+    provider: IntGaugeVec,
+    triton: crate::metrics::triton::TritonMetrics,
+}
+
+mod observe;
+mod triton;
+
+/// What one model version counts while it serves.
+#[derive(Clone, Debug)]
+pub struct VersionMetrics {
+    outcomes: [IntCounter; Outcome::ALL.len()],
+    /// From the request's head to its answer, seconds.
+    pub total_seconds: Histogram,
+    /// Waiting for a lane, seconds.
+    pub queue_seconds: Histogram,
+    /// The run itself, seconds.
+    pub run_seconds: Histogram,
+    /// Lanes that died by a panic and were replaced.
+    pub lane_restarts: IntCounter,
+}
+
+impl VersionMetrics {
+    /// Counts one request.
+    pub fn count(&self, outcome: Outcome) {
+        self.outcomes[outcome as usize].inc();
+    }
+}
+
+impl Metrics {
+    /// Makes the families and registers them.
+    ///
+    /// # Errors
+    /// When the registry has one of the names already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Metrics {
+            requests: counters(
+                "balm_predict_requests_total",
+                "Predict requests for a model that is known, by how they ended.",
+                &["model", "version", "outcome"],
+            )?,
+            total_seconds: histograms(
+                "balm_predict_seconds",
+                "Time from the head of a predict request to its answer, of those answered with outputs.",
+            )?,
+            queue_seconds: histograms(
+                "balm_predict_queue_seconds",
+                "Time that a request waited for a lane.",
+            )?,
+            run_seconds: histograms("balm_predict_run_seconds", "Time that a run took.")?,
+            shed: counters(
+                "balm_shed_total",
+                "Predict requests turned away for load, by the bound that was reached.",
+                &["model", "reason"],
+            )?,
+            lane_restarts: counters(
+                "balm_lane_restarts_total",
+                "Lanes that died by a panic.",
+                &["model", "version"],
+            )?,
+            load_seconds: GaugeVec::new(
+                Opts::new(
+                    "balm_model_load_seconds",
+                    "Time that the phases of the last load took: read (with hash), build, probe.",
+                ),
+                &["model", "version", "phase"],
+            )?,
+            loads: counters(
+                "balm_model_loads_total",
+                "Loads of a model version, by result.",
+                &["model", "version", "result"],
+            )?,
+            integrity: counters(
+                "balm_integrity_checks_total",
+                "Model versions that were read, by result: verified, unverified (no manifest, or policy off), refused.",
+                &["model", "result"],
+            )?,
+            state: gauges(
+                "balm_model_state",
+                "1 for the state in which a model version is, 0 for the others.",
+                &["model", "version", "state"],
+            )?,
+            lanes: gauges(
+                "balm_model_lanes",
+                "Lanes of a model version: as configured, and as many as would take a request now.",
+                &["model", "version", "kind"],
+            )?,
+            queue_depth: gauges(
+                "balm_queue_depth",
+                "Requests that wait for a lane.",
+                &["model", "version"],
+            )?,
+            in_flight: gauges(
+                "balm_model_in_flight_requests",
+                "Requests of a model between admission and the end of their run.",
+                &["model"],
+            )?,
+            in_flight_total: IntGauge::new(
+                "balm_in_flight_requests",
+                "Requests between admission and the end of their run.",
+            )?,
+            in_flight_bytes: IntGauge::new(
+                "balm_in_flight_bytes",
+                "Bytes reserved for the bodies of requests in flight.",
+            )?,
+            provider: gauges(
+                "balm_model_provider_info",
+                "1 for each execution provider that really runs a model version; degraded says that it is not the one asked for.",
+                &["model", "version", "provider", "degraded"],
+            )?,
+            triton: triton::TritonMetrics::register(registry)?,
+        };
+        for family in metrics.families() {
+            registry.register(family)?;
+        }
+        Ok(metrics)
+    }
+
+    fn families(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        vec![
+            Box::new(self.requests.clone()),
+            Box::new(self.total_seconds.clone()),
+            Box::new(self.queue_seconds.clone()),
+            Box::new(self.run_seconds.clone()),
+            Box::new(self.shed.clone()),
+            Box::new(self.lane_restarts.clone()),
+            Box::new(self.load_seconds.clone()),
+            Box::new(self.loads.clone()),
+            Box::new(self.integrity.clone()),
+            Box::new(self.state.clone()),
+            Box::new(self.lanes.clone()),
+            Box::new(self.queue_depth.clone()),
+            Box::new(self.in_flight.clone()),
+            Box::new(self.in_flight_total.clone()),
+            Box::new(self.in_flight_bytes.clone()),
+            Box::new(self.provider.clone()),
+        ]
+    }
+
+    /// The children of one model version.
+    pub fn version(&self, model: &str, version: u64) -> VersionMetrics {
+        let version = version.to_string();
+        let labels = [model, version.as_str()];
+        VersionMetrics {
+            outcomes: Outcome::ALL.map(|outcome| {
+                self.requests.with_label_values(&[model, version.as_str(), outcome.as_str()])
+            }),
+            total_seconds: self.total_seconds.with_label_values(&labels),
+            queue_seconds: self.queue_seconds.with_label_values(&labels),
+            run_seconds: self.run_seconds.with_label_values(&labels),
+            lane_restarts: self.lane_restarts.with_label_values(&labels),
+        }
+    }
+
+    /// The counters of turned-away requests of one model, by reason.
+    pub fn shed(&self, model: &str) -> ShedCounters {
+        ShedCounters(
+            ShedReason::ALL
+                .map(|reason| self.shed.with_label_values(&[model, reason.as_str()])),
+        )
+    }
+
+    /// A version was read: `result` is `verified`, `unverified` or `refused`.
+    pub(crate) fn integrity(&self, model: &str, result: &'static str) {
+        self.integrity.with_label_values(&[model, result]).inc();
+    }
+
+    /// A load ended.
+    pub(crate) fn loaded(&self, model: &str, version: u64, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        self.loads.with_label_values(&[model, &version.to_string(), result]).inc();
+    }
+
+    /// A phase of a load took this long.
+    pub(crate) fn load_phase(&self, model: &str, version: u64, phase: &'static str, seconds: f64) {
+        let child: Gauge =
+            self.load_seconds.with_label_values(&[model, &version.to_string(), phase]);
+        child.set(seconds);
+    }
+}
+
+/// Counters of turned-away requests of one model.
+#[derive(Clone, Debug)]
+pub struct ShedCounters([IntCounter; ShedReason::ALL.len()]);
+
+impl ShedCounters {
+    /// Counts one.
+    pub fn count(&self, reason: ShedReason) {
+        self.0[reason as usize].inc();
+    }
+}
+
+fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    IntCounterVec::new(Opts::new(name, help), labels)
+}
+
+fn gauges(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    IntGaugeVec::new(Opts::new(name, help), labels)
+}
+
+fn histograms(name: &str, help: &str) -> prometheus::Result<HistogramVec> {
+    let options = HistogramOpts::new(name, help).buckets(LATENCY_BUCKETS.to_vec());
+    HistogramVec::new(options, &["model", "version"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discriminants_index_the_children() {
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+        for (index, reason) in ShedReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+    }
+
+    #[test]
+    fn two_servers_fit_in_one_test() {
+        for _ in 0..2 {
+            let metrics = Metrics::register(&Registry::new()).unwrap();
+            metrics.version("iris", 1).count(Outcome::Ok);
+            metrics.shed("iris").count(ShedReason::Bytes);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Copies the state of the models into gauges, at scrape.
+
+use super::Models;
+
+impl Models {
+    /// Brings the gauges and Triton's counters up to the present. To be called before a scrape is rendered, by one
+    /// thread at a time.
+    pub fn refresh_metrics(&self) {
+        let metrics = &self.0.metrics;
+        let report = self.report();
+        metrics.begin_refresh(&report, &self.0.gate);
+        for model in self.all() {
+            metrics.set_in_flight(model.name(), model.gate().in_flight());
+            for serving in model.all_serving() {
+                metrics.set_serving(&serving);
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! One prediction: from admitted and checked tensors to outputs, or to the one reason why not.
+
+use crate::admission::{Permit, ShedReason};
+use crate::cancel::RunToken;
+use crate::contract::ContractError;
+use crate::engine::RunError;
+use crate::statistics::Timing;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::oneshot;
+
+/// Outputs of one request.
+#[derive(Debug)]
+pub struct Prediction {
+    /// The outputs that were asked for, in that order.
+    pub outputs: Vec<Tensor>,
+    /// Time of the parts.
+    pub timing: Timing,
+}
+
+/// Whose matter an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The request is wrong; sending it again changes nothing.
+    Client,
+    /// Too much at once; later or elsewhere it works.
+    Overload,
+    /// Balm, the model or the machine.
+    Server,
+}
+
+/// Why there are no outputs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PredictError {
+    /// No such model.
+    #[error("unknown model {name:?}; this server has {known}")]
+    UnknownModel {
+        /// As it was asked for.
+        name: String,
+        /// The models that there are.
+        known: String,
+    },
+    /// The model has no such version.
+    #[error("model {model:?} has no version {version:?}; it has {known}")]
+    UnknownVersion {
+        /// The model.
+        model: String,
+        /// As it was asked for.
+        version: String,
+        /// The versions that there are.
+        known: String,
+    },
+    /// The version is known and does not serve now.
+    #[error("model {model:?} is not ready: {reason}")]
+    NotReady {
+        /// The model.
+        model: String,
+        /// Its state and why.
+        reason: String,
+    },
+    /// The inputs are not what the model takes.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+    /// The model cannot compute these inputs although they keep the contract, for example an index out of range.
+    #[error("the model cannot compute these inputs: {0}")]
+    InvalidInput(String),
+    /// Turned away for load.
+    #[error("{0}")]
+    Shed(ShedReason),
+    /// The deadline was over while the request waited or ran.
+    #[error("the deadline of {deadline_ms} ms was over while the request {phase}")]
+    Deadline {
+        /// The deadline that applied, milliseconds.
+        deadline_ms: u64,
+        /// `was read`, `waited` or `ran`.
+        phase: &'static str,
+    },
+    /// The lane died in this run.
+    #[error("the run failed inside the server; the lane was replaced")]
+    LaneLost,
+    /// The runtime failed.
+    #[error("ONNX Runtime failed: {0}")]
+    Runtime(String),
+}
+
+impl PredictError {
+    /// Whose matter it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            PredictError::UnknownModel { .. }
+            | PredictError::UnknownVersion { .. }
+            | PredictError::Contract(_)
+            | PredictError::InvalidInput(_) => Fault::Client,
+            PredictError::Shed(_) | PredictError::Deadline { .. } => Fault::Overload,
+            PredictError::NotReady { .. } | PredictError::LaneLost | PredictError::Runtime(_) => {
+                Fault::Server
+            }
+        }
+    }
+
+    /// Whether the same request may succeed later, or on another replica.
+    pub fn retryable(&self) -> bool {
+        match self {
+            PredictError::UnknownModel { .. }
+            | PredictError::UnknownVersion { .. }
+            | PredictError::Contract(_)
+            | PredictError::InvalidInput(_) => false,
+            PredictError::Shed(_)
+            | PredictError::Deadline { .. }
+            | PredictError::NotReady { .. }
+            | PredictError::LaneLost
+            | PredictError::Runtime(_) => true,
+        }
+    }
+}
+
+impl From<RunError> for PredictError {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::InvalidInput(reason) => PredictError::InvalidInput(reason),
+            RunError::Terminated => PredictError::Runtime("the run was stopped".to_owned()),
+            RunError::Runtime(reason) => PredictError::Runtime(reason),
+        }
+    }
+}
+
+/// The time by which a request wants its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    /// The moment, monotonic.
+    pub at: Instant,
+    /// The allowance it was made of, milliseconds, for messages.
+    pub allowance_ms: u64,
+}
+
+impl Deadline {
+    /// The error of a request whose deadline was over while it … `phase`.
+    pub fn error(&self, phase: &'static str) -> PredictError {
+        PredictError::Deadline { deadline_ms: self.allowance_ms, phase }
+    }
+}
+
+/// What lies in the queue.
+pub(crate) struct Job {
+    pub(crate) inputs: Vec<Tensor>,
+    pub(crate) outputs: Vec<usize>,
+    pub(crate) rows: u64,
+    pub(crate) deadline: Deadline,
+    pub(crate) queued_at: Instant,
+    pub(crate) token: Arc<RunToken>,
+    pub(crate) answer: oneshot::Sender<Result<Prediction, PredictError>>,
+    /// Released with the job, which is when its run has returned.
+    pub(crate) permit: Permit,
+}
+
+impl Job {
+    /// Ends the job: its place becomes free, then its client hears.
+    pub(crate) fn answer(self, answer: Result<Prediction, PredictError>) {
+        drop(self.permit);
+        // A client that left does not hear; nothing else hangs on the answer.
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// A request that waits for its answer. Dropping it cancels the job, running or not.
+pub struct Pending {
+    pub(crate) answer: oneshot::Receiver<Result<Prediction, PredictError>>,
+    pub(crate) token: Arc<RunToken>,
+    pub(crate) deadline: Deadline,
+}
+
+impl Pending {
+    /// The outputs, or the reason why not, no later than the deadline.
+    ///
+    /// # Errors
+    /// [`PredictError`]: of the run, or `Deadline`.
+    pub async fn wait(mut self) -> Result<Prediction, PredictError> {
+        match tokio::time::timeout_at(self.deadline.at.into(), &mut self.answer).await {
+            Ok(Ok(answer)) => answer,
+            // The lane's thread ended without an answer.
+            Ok(Err(_closed)) => Err(PredictError::LaneLost),
+            Err(_elapsed) => {
+                let phase = if self.token.has_begun() { "ran" } else { "waited" };
+                Err(self.deadline.error(phase))
+            }
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.token.cancel();
+    }
+}

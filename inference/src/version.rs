@@ -1,0 +1,243 @@
+//! One version of a model: where it stands, and what answers for it while it serves.
+
+use crate::admission::Permit;
+use crate::cancel::RunToken;
+use crate::contract::{Contract, ContractError};
+use crate::effective::EffectiveSettings;
+use crate::engine::Placement;
+use crate::lane::Lanes;
+use crate::metrics::VersionMetrics;
+use crate::predict::{Deadline, Job, Pending, PredictError};
+use crate::queue::Refused;
+use crate::admission::ShedReason;
+use crate::statistics::{Statistics, StatisticsReading};
+use crate::tensor::{NamedTensor, Tensor};
+use arc_swap::ArcSwapOption;
+use balm_probes::{LaneCounts, ModelState, VersionReport};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::oneshot;
+
+/// A version of a model that the repository holds, serving or not.
+pub(crate) struct Version {
+    pub(crate) number: u64,
+    status: Mutex<Status>,
+    serving: ArcSwapOption<Serving>,
+}
+
+#[derive(Clone, Debug)]
+struct Status {
+    state: ModelState,
+    reason: Option<String>,
+    since_ms: u64,
+}
+
+impl Version {
+    pub(crate) fn new(number: u64) -> Arc<Self> {
+        Arc::new(Version {
+            number,
+            status: Mutex::new(Status {
+                state: ModelState::Discovered,
+                reason: None,
+                since_ms: unix_ms(),
+            }),
+            serving: ArcSwapOption::empty(),
+        })
+    }
+
+    pub(crate) fn state(&self) -> ModelState {
+        self.status.lock().state
+    }
+
+    /// Enters `state`. The time of entry changes only with the state, the reason always.
+    pub(crate) fn enter(&self, state: ModelState, reason: Option<String>) {
+        let mut status = self.status.lock();
+        debug_assert!(
+            status.state == state || status.state.may_become(state),
+            "{:?} may not become {state:?}",
+            status.state
+        );
+        if status.state != state {
+            status.since_ms = unix_ms();
+        }
+        status.state = state;
+        status.reason = reason;
+    }
+
+    /// Notes something about the state that the version is in.
+    pub(crate) fn note(&self, reason: Option<String>) {
+        self.status.lock().reason = reason;
+    }
+
+    pub(crate) fn serving(&self) -> Option<Arc<Serving>> {
+        self.serving.load_full()
+    }
+
+    /// Puts `serving` in place; whoever served before gets what it has waiting done, and ends.
+    pub(crate) fn serve(&self, serving: Option<Arc<Serving>>) {
+        if let Some(before) = self.serving.swap(serving) {
+            before.lanes.queue.close();
+        }
+    }
+
+    /// One sentence on why this version does not answer.
+    pub(crate) fn excuse(&self) -> String {
+        let status = self.status.lock();
+        match &status.reason {
+            Some(reason) => {
+                format!("version {} is {}: {reason}", self.number, status.state.as_str())
+            }
+            None => format!("version {} is {}", self.number, status.state.as_str()),
+        }
+    }
+
+    pub(crate) fn report(&self) -> VersionReport {
+        let status = self.status.lock().clone();
+        let mut report = VersionReport::new(self.number, status.state);
+        report.reason = status.reason;
+        report.since_ms = status.since_ms;
+        if let Some(serving) = self.serving() {
+            serving.describe(&mut report);
+        }
+        report
+    }
+}
+
+/// What answers for a version: its contract, queue and lanes, under the settings in force.
+pub struct Serving {
+    /// Model name.
+    pub model: String,
+    /// Version number.
+    pub version: u64,
+    /// Inputs and outputs.
+    pub contract: Contract,
+    /// Where it really runs.
+    pub placement: Placement,
+    /// Digest that is the identity of the version, lower-case hex.
+    pub digest: String,
+    /// Whether the digest was compared with a manifest.
+    pub verified: bool,
+    /// Time of the load's phases.
+    pub load: LoadTimes,
+    /// The settings in force: model.toml over the server's defaults.
+    pub settings: EffectiveSettings,
+    pub(crate) lanes: Arc<Lanes>,
+}
+
+/// How long the phases of a load took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadTimes {
+    /// Reading and hashing.
+    pub read: Duration,
+    /// Building the first session.
+    pub build: Duration,
+    /// Running the golden requests.
+    pub probe: Duration,
+}
+
+impl Serving {
+    /// Checks `inputs` against the contract and brings them into the graph's order.
+    ///
+    /// # Errors
+    /// [`ContractError`], which names the field.
+    pub fn accept(&self, inputs: Vec<NamedTensor>) -> Result<Vec<Tensor>, ContractError> {
+        self.contract.accept(inputs, self.settings.max_batch_rows)
+    }
+
+    /// The deadline of a request that came at `now` and asked for `requested`.
+    pub fn deadline(&self, now: Instant, requested: Option<Duration>) -> Deadline {
+        let allowance =
+            requested.unwrap_or(self.settings.default_deadline).min(self.settings.max_deadline);
+        Deadline {
+            at: now + allowance,
+            allowance_ms: u64::try_from(allowance.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Puts a request that was admitted and checked into the queue.
+    ///
+    /// # Errors
+    /// `Deadline` when it is over already, `Shed` when the queue is full, `NotReady` when the lanes have ended.
+    pub fn submit(
+        &self,
+        inputs: Vec<Tensor>,
+        outputs: Vec<usize>,
+        deadline: Deadline,
+        permit: Permit,
+    ) -> Result<Pending, PredictError> {
+        let now = Instant::now();
+        if now >= deadline.at {
+            return Err(deadline.error("was read"));
+        }
+        let (sender, receiver) = oneshot::channel();
+        let token = RunToken::new();
+        let rows = inputs.first().and_then(|tensor| tensor.shape().first()).copied().unwrap_or(1);
+        let job = Job {
+            inputs,
+            outputs,
+            rows: u64::try_from(rows).unwrap_or(u64::MAX),
+            deadline,
+            queued_at: now,
+            token: Arc::clone(&token),
+            answer: sender,
+            permit,
+        };
+        match self.lanes.queue.push(job) {
+            Ok(()) => Ok(Pending { answer: receiver, token, deadline }),
+            Err(Refused::Full(_)) => Err(PredictError::Shed(ShedReason::QueueFull)),
+            Err(Refused::Closed(_)) => Err(PredictError::NotReady {
+                model: self.model.clone(),
+                reason: format!("version {} has no lane left or was unloaded", self.version),
+            }),
+        }
+    }
+
+    /// Metrics of this version.
+    pub fn metrics(&self) -> &VersionMetrics {
+        &self.lanes.metrics
+    }
+
+    /// Totals since the load.
+    pub fn statistics(&self) -> StatisticsReading {
+        Statistics::read(&self.lanes.statistics)
+    }
+
+    /// Requests that wait for a lane.
+    pub fn queue_depth(&self) -> usize {
+        self.lanes.queue.len()
+    }
+
+    /// Lanes, wanted and healthy.
+    pub fn lane_counts(&self) -> LaneCounts {
+        LaneCounts { wanted: self.lanes.wanted, healthy: self.lanes.healthy() }
+    }
+
+    fn describe(&self, report: &mut VersionReport) {
+        report.digest = Some(self.digest.clone());
+        report.providers =
+            self.settings.session.providers.iter().map(|provider| provider.to_string()).collect();
+        report.provider = self.placement.providers.first().map(|provider| provider.to_string());
+        report.lanes = self.lane_counts();
+        report.threads = u32::try_from(self.settings.session.threads).unwrap_or(u32::MAX);
+        report.details = BTreeMap::from([
+            ("integrity".to_owned(), if self.verified { "verified" } else { "unverified" }.into()),
+            ("read_ms".to_owned(), self.load.read.as_millis().to_string()),
+            ("build_ms".to_owned(), self.load.build.as_millis().to_string()),
+            ("probe_ms".to_owned(), self.load.probe.as_millis().to_string()),
+            (
+                "default_deadline_ms".to_owned(),
+                self.settings.default_deadline.as_millis().to_string(),
+            ),
+            ("max_in_flight".to_owned(), self.settings.max_in_flight.to_string()),
+        ]);
+    }
+}
+
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map(|since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        .unwrap_or(0)
+}

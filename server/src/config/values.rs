@@ -1,0 +1,201 @@
+//! The kinds of values that keys have, beyond numbers and texts.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use balm_probes::ReadinessPolicy;
+use tracing_subscriber::EnvFilter;
+
+use super::keys;
+use super::raw::Raw;
+use super::read::{Parsed, list, text};
+
+/// Execution providers by name: those that the `ort` crate can be built with here.
+pub const PROVIDERS: &[&str] = &[
+    "cpu", "cuda", "tensorrt", "openvino", "rocm", "migraphx", "coreml", "directml", "xnnpack",
+    "onednn", "acl", "qnn", "cann",
+];
+
+/// What is demanded of a model's bytes before they are handed to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntegrityPolicy {
+    /// Nothing is compared.
+    Off,
+    /// Where a `SHA256SUMS` stands beside the model, everything must agree with it.
+    Digest,
+    /// As [`IntegrityPolicy::Digest`], and a version without `SHA256SUMS` is refused.
+    Required,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Levels of ONNX Runtime's own log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OrtLogLevel {
+    /// Everything.
+    Verbose,
+    /// What it does.
+    Info,
+    /// What may be wrong.
+    Warning,
+    /// What failed.
+    Error,
+    /// What ends the process.
+    Fatal,
+}
+
+/// Where the data port listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddr {
+    /// Address and port; port 0 lets the kernel choose.
+    Tcp(SocketAddr),
+    /// A socket file.
+    Unix(PathBuf),
+}
+
+/// Longest path of a unix socket: `sun_path` has 108 bytes, the last one zero.
+const UNIX_PATH_BYTES_MAX: usize = 107;
+
+pub(super) const INTEGRITY: &[(&str, IntegrityPolicy)] = &[
+    ("off", IntegrityPolicy::Off),
+    ("digest", IntegrityPolicy::Digest),
+    ("required", IntegrityPolicy::Required),
+];
+
+pub(super) const LOG_FORMATS: &[(&str, LogFormat)] =
+    &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+pub(super) const ORT_LOG_LEVELS: &[(&str, OrtLogLevel)] = &[
+    ("verbose", OrtLogLevel::Verbose),
+    ("info", OrtLogLevel::Info),
+    ("warning", OrtLogLevel::Warning),
+    ("error", OrtLogLevel::Error),
+    ("fatal", OrtLogLevel::Fatal),
+];
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddr::Tcp(addr) => addr.fmt(f),
+            ListenAddr::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The word of a value, out of one of the tables above.
+pub(super) fn word<T: PartialEq>(words: &'static [(&'static str, T)]) -> impl Fn(&T) -> String {
+    move |value| {
+        let found = words.iter().find(|(_, candidate)| candidate == value);
+        found.map(|(word, _)| (*word).to_owned()).unwrap_or_default()
+    }
+}
+
+pub(super) fn path(raw: &Raw) -> Parsed<PathBuf> {
+    let text = text(raw, "a path")?;
+    if text.contains('\0') {
+        return Err("a path without NUL".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}
+
+pub(super) fn socket_addr(raw: &Raw) -> Parsed<SocketAddr> {
+    const EXPECTED: &str = "address:port, such as 127.0.0.1:8002 or [::]:8002";
+    parse_addr(text(raw, EXPECTED)?).ok_or_else(|| EXPECTED.to_owned())
+}
+
+pub(super) fn listen_addr(raw: &Raw) -> Parsed<ListenAddr> {
+    const EXPECTED: &str = "address:port, such as 127.0.0.1:8000 or [::]:8000, or unix:/path";
+    let text = text(raw, EXPECTED)?;
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path.len() {
+            0 => Err(EXPECTED.to_owned()),
+            1..=UNIX_PATH_BYTES_MAX if !path.contains('\0') => Ok(ListenAddr::Unix(path.into())),
+            _ => Err(format!("a socket path of at most {UNIX_PATH_BYTES_MAX} bytes without NUL")),
+        };
+    }
+    parse_addr(text).map(ListenAddr::Tcp).ok_or_else(|| EXPECTED.to_owned())
+}
+
+/// An address and port. Names are not looked up, but the one that everybody types.
+fn parse_addr(text: &str) -> Option<SocketAddr> {
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    numeric.as_deref().unwrap_or(text).parse().ok()
+}
+
+pub(super) fn readiness(raw: &Raw) -> Parsed<ReadinessPolicy> {
+    const EXPECTED: &str = "\"all\", \"any\" or a list of model names";
+    match raw {
+        Raw::Text(word) | Raw::Untyped(word) if word == "all" => Ok(ReadinessPolicy::All),
+        Raw::Text(word) | Raw::Untyped(word) if word == "any" => Ok(ReadinessPolicy::Any),
+        _ => {
+            let names = list(raw, EXPECTED)?;
+            if let Some(bad) = names.iter().find(|name| !is_folder_name(name)) {
+                return Err(format!("{EXPECTED}; {bad:?} cannot be one, for it is no folder name"));
+            }
+            Ok(ReadinessPolicy::Listed(names))
+        }
+    }
+}
+
+fn is_folder_name(name: &str) -> bool {
+    name != "." && name != ".." && !name.contains(['/', '\0'])
+}
+
+pub(super) fn show_readiness(policy: &ReadinessPolicy) -> String {
+    match policy {
+        ReadinessPolicy::All => "all".to_owned(),
+        ReadinessPolicy::Any => "any".to_owned(),
+        ReadinessPolicy::Listed(names) => names.join(","),
+    }
+}
+
+pub(super) fn providers(raw: &Raw) -> Parsed<Vec<String>> {
+    let expected = format!("a list of execution providers out of {}", PROVIDERS.join(", "));
+    let names = list(raw, &expected)?;
+    match names.iter().find(|name| !PROVIDERS.contains(&name.as_str())) {
+        None => Ok(names),
+        Some(bad) => Err(match keys::nearest(bad, PROVIDERS.iter().copied()) {
+            Some(meant) => format!("{expected}; did you mean {meant}?"),
+            None => expected,
+        }),
+    }
+}
+
+/// `cpu`, or `none` for what leaving it out means.
+pub(super) fn fallback(raw: &Raw) -> Parsed<Option<String>> {
+    match text(raw, "cpu or none")? {
+        "cpu" => Ok(Some("cpu".to_owned())),
+        "none" => Ok(None),
+        _ => Err("cpu or none".to_owned()),
+    }
+}
+
+/// A level or filter directives. A bare word that is no level would silently be taken for a module's name, so it is refused.
+pub(super) fn log_level(raw: &Raw) -> Parsed<String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    const EXPECTED: &str =
+        "off, error, warn, info, debug, trace, or a filter such as info,balm_server=debug";
+    let directives = text(raw, EXPECTED)?;
+    for directive in directives.split(',').map(str::trim) {
+        let level = directive.to_ascii_lowercase();
+        if directive.contains(['=', '[']) || LEVELS.contains(&level.as_str()) {
+            continue;
+        }
+        return Err(match keys::nearest(&level, LEVELS) {
+            Some(meant) => format!("{EXPECTED}; did you mean {meant}?"),
+            None => EXPECTED.to_owned(),
+        });
+    }
+    match EnvFilter::builder().parse(directives) {
+        Ok(_) => Ok(directives.to_owned()),
+        Err(error) => Err(format!("{EXPECTED}; the filter says: {error}")),
+    }
+}
