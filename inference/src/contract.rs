@@ -170,6 +170,17 @@ impl Contract {
             .collect()
     }
 
+    /// Whether the first dimension of every input and output varies, which is how a batch looks.
+    pub fn is_batched(&self) -> bool {
+        let varies = |spec: &TensorSpec| {
+            matches!(
+                spec.shape.as_deref().and_then(<[Dimension]>::first),
+                Some(Dimension::Dynamic(_))
+            )
+        };
+        !self.inputs.is_empty() && self.inputs.iter().chain(&self.outputs).all(varies)
+    }
+
     /// Indices of the outputs that were asked for, in the order of asking; all of them when `requested` is empty.
     ///
     /// # Errors

@@ -72,10 +72,7 @@ impl EffectiveSettings {
             description: settings.description.clone(),
             session: SessionOptions {
                 threads: settings.session.threads.unwrap_or(defaults.threads),
-                providers: settings
-                    .providers
-                    .clone()
-                    .unwrap_or_else(|| defaults.providers.clone()),
+                providers: settings.providers.clone().unwrap_or_else(|| defaults.providers.clone()),
                 fallback_to_cpu: settings.fallback.is_some() || defaults.fallback_to_cpu,
                 optimization: settings.session.graph_optimization,
             },

@@ -61,7 +61,9 @@ pub struct EngineInfo {
 #[non_exhaustive]
 pub enum EngineError {
     /// The shared library was not found or is not one.
-    #[error("ONNX Runtime is missing: {path} cannot be loaded ({reason}); `make ort` brings it, or set ORT_DYLIB_PATH")]
+    #[error(
+        "ONNX Runtime is missing: {path} cannot be loaded ({reason}); `make ort` brings it, or set ORT_DYLIB_PATH"
+    )]
     Library {
         /// Where it was looked for.
         path: String,

@@ -9,13 +9,13 @@ use crate::metrics::VersionMetrics;
 use crate::predict::{Job, PredictError, Prediction};
 use crate::queue::Queue;
 use crate::statistics::{Statistics, Timing};
+use crate::version::unix_ms;
 use balm_probes::RepairBudget;
 use parking_lot::Mutex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use crate::version::unix_ms;
 use std::time::{Duration, Instant};
 
 /// A lane that dies more often than this is not repaired but reported.
@@ -213,4 +213,3 @@ fn run_error(error: RunError, job: &Job, token: &RunToken) -> PredictError {
         other => other.into(),
     }
 }
-

@@ -234,8 +234,7 @@ impl Metrics {
     /// The counters of turned-away requests of one model, by reason.
     pub fn shed(&self, model: &str) -> ShedCounters {
         ShedCounters(
-            ShedReason::ALL
-                .map(|reason| self.shed.with_label_values(&[model, reason.as_str()])),
+            ShedReason::ALL.map(|reason| self.shed.with_label_values(&[model, reason.as_str()])),
         )
     }
 

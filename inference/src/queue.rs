@@ -28,11 +28,7 @@ pub(crate) enum Refused<T> {
 impl<T> Queue<T> {
     pub(crate) fn new(capacity: usize) -> Self {
         Queue {
-            state: Mutex::new(State {
-                waiting: VecDeque::new(),
-                idle_readers: 0,
-                closed: false,
-            }),
+            state: Mutex::new(State { waiting: VecDeque::new(), idle_readers: 0, closed: false }),
             arrived: Condvar::new(),
             capacity,
         }

@@ -402,7 +402,10 @@ mod tests {
             ("providers = [\"gpu\"]", "providers: unknown provider \"gpu\"; known are cpu, cuda"),
             ("fallback = \"gpu\"", "fallback: unknown provider \"gpu\""),
             ("default_deadline_ms = 0", "default_deadline_ms must be an integer from 1 to"),
-            ("default_deadline_ms = 40000\nmax_deadline_ms = 30000", "it must not be above max_deadline_ms, which is 30000"),
+            (
+                "default_deadline_ms = 40000\nmax_deadline_ms = 30000",
+                "it must not be above max_deadline_ms, which is 30000",
+            ),
             ("integrity = \"signed\"", "integrity: unknown integrity policy \"signed\""),
             ("golden = \"../g.json\"", "golden has a '..' component"),
             ("session = 1", "session must be a table, found an integer"),

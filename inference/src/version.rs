@@ -1,6 +1,7 @@
 //! One version of a model: where it stands, and what answers for it while it serves.
 
 use crate::admission::Permit;
+use crate::admission::ShedReason;
 use crate::cancel::RunToken;
 use crate::contract::{Contract, ContractError};
 use crate::effective::EffectiveSettings;
@@ -9,7 +10,6 @@ use crate::lane::Lanes;
 use crate::metrics::VersionMetrics;
 use crate::predict::{Deadline, Job, Pending, PredictError};
 use crate::queue::Refused;
-use crate::admission::ShedReason;
 use crate::statistics::{Statistics, StatisticsReading};
 use crate::tensor::{NamedTensor, Tensor};
 use arc_swap::ArcSwapOption;
@@ -121,6 +121,8 @@ pub struct Serving {
     pub verified: bool,
     /// Time of the load's phases.
     pub load: LoadTimes,
+    /// Inputs of the first golden request, to show a person what to send.
+    pub example: Option<Vec<NamedTensor>>,
     /// The settings in force: model.toml over the server's defaults.
     pub settings: EffectiveSettings,
     pub(crate) lanes: Arc<Lanes>,

@@ -19,13 +19,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs};
 
+use balm_inference::integrity::Policy;
+use balm_inference::provider::Provider;
 use balm_probes::ReadinessPolicy;
 
 pub use keys::{KEYS, Key};
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{FileText, Flag, Sources, Variable};
 pub use show::Setting;
-pub use values::{IntegrityPolicy, ListenAddr, LogFormat, OrtLogLevel, PROVIDERS};
+pub use values::{ListenAddr, LogFormat, OrtLogLevel};
 
 use crate::host::{Host, Parallelism};
 
@@ -58,7 +60,7 @@ pub struct RepositoryConfig {
     /// Folder with one folder per model. Relative to the working directory. Whether it exists is not checked here.
     pub path: PathBuf,
     /// What is demanded of a model's bytes.
-    pub integrity: IntegrityPolicy,
+    pub integrity: Policy,
     /// Whether clients may load and unload models.
     pub control: bool,
     /// Which models must serve before the server is ready.
@@ -111,10 +113,10 @@ pub struct AdmissionConfig {
 pub struct ModelDefaults {
     /// Lanes and threads per lane.
     pub parallelism: Parallelism,
-    /// Execution providers, the preferred one first, each one of [`PROVIDERS`].
-    pub providers: Vec<String>,
+    /// Execution providers, the preferred one first, at least one.
+    pub providers: Vec<Provider>,
     /// Provider to serve with, visibly degraded, when those cannot be had; none means that the load fails.
-    pub fallback: Option<String>,
+    pub fallback: Option<Provider>,
     /// Deadline of a request that names none: waiting and running together.
     pub deadline: Duration,
     /// Longest deadline that a request may ask for.

@@ -1,8 +1,16 @@
 //! The program `balm`: command line, configuration, wiring, HTTP and the management port.
 
+pub mod app;
+pub mod banner;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod exit;
+pub mod health;
 pub mod host;
+pub mod http;
+pub mod library;
 pub mod logs;
+pub mod management;
 pub mod oip;
+pub mod pulse;

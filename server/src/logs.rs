@@ -242,4 +242,13 @@ mod tests {
         drop(guard);
         assert!(start.elapsed() < 4 * FLUSH_TIMEOUT);
     }
+
+    #[test]
+    fn there_is_one_log_per_process() {
+        let config = LogConfig { format: LogFormat::Json, level: "off".to_owned() };
+        let _guard = init(&config).unwrap();
+        assert!(matches!(init(&config), Err(LogError::AlreadySet)));
+        let config = LogConfig { format: LogFormat::Text, level: "a=b=c=d".to_owned() };
+        assert!(matches!(init(&config), Err(LogError::Filter(_))));
+    }
 }

@@ -6,8 +6,8 @@ mod provider;
 mod value;
 
 use super::{
-    BuildError, Cancel, Engine, EngineError, EngineInfo, ModelBytes, Placement,
-    RunError, RunOutput, SessionOptions,
+    BuildError, Cancel, Engine, EngineError, EngineInfo, ModelBytes, Placement, RunError,
+    RunOutput, SessionOptions,
 };
 use crate::contract::{Contract, Dimension, TensorSpec};
 use crate::provider::Provider;
@@ -72,20 +72,19 @@ impl OnnxEngine {
             GraphOptimization::Extended => GraphOptimizationLevel::Level2,
             GraphOptimization::All => GraphOptimizationLevel::All,
         };
-        let builder = SessionBuilder::new(&self.environment)
-            .map_err(|error| BuildError::Graph(one_line(error.message())))?;
-        let configure = || -> Result<SessionBuilder, ort::Error<SessionBuilder>> {
-            builder
-                .with_no_environment_execution_providers()?
-                .with_intra_threads(options.threads)?
-                .with_inter_threads(1)?
-                // Spinning threads take the cores from the other lanes and from HTTP: intra-op 2 was once seen
-                // to fall from 19 to 1.8 runs a second beside other work.
-                .with_intra_op_spinning(false)?
-                .with_inter_op_spinning(false)?
-                .with_optimization_level(level)
-        };
-        configure().map_err(|error| BuildError::Graph(one_line(error.message())))
+        let refused =
+            |error: ort::Error<SessionBuilder>| BuildError::Graph(one_line(error.message()));
+        SessionBuilder::new(&self.environment)
+            .map_err(|error| BuildError::Graph(one_line(error.message())))?
+            .with_no_environment_execution_providers()
+            .and_then(|builder| builder.with_intra_threads(options.threads))
+            .and_then(|builder| builder.with_inter_threads(1))
+            // Spinning threads take the cores from the other lanes and from HTTP: intra-op 2 was once seen to fall
+            // from 19 to 1.8 runs a second beside other work.
+            .and_then(|builder| builder.with_intra_op_spinning(false))
+            .and_then(|builder| builder.with_inter_op_spinning(false))
+            .and_then(|builder| builder.with_optimization_level(level))
+            .map_err(refused)
     }
 
     fn commit(

@@ -281,3 +281,48 @@ fn kind_of(kind: FileType) -> FileKind {
         _ => FileKind::Other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    /// What was opened, or a word for why not.
+    fn outcome(root: &RootDir, path: &str) -> Result<u64, String> {
+        let opened = root.open_file(Path::new(path));
+        opened.map(|open| open.file.metadata().unwrap().ino()).map_err(|error| format!("{error:?}"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Whatever links there are, the walk by hand opens what the kernel opens, and nothing else.
+        #[test]
+        fn the_walk_agrees_with_the_kernel(
+            links in proptest::collection::vec(
+                ("(a|b)?", "[l-n]", "/?(\\.\\./){0,3}([abl-n]/){0,2}(a|f|l|m|n|\\.\\.)"),
+                0..6,
+            ),
+            paths in proptest::collection::vec("(\\.\\./)?([abl-n]/){0,3}(a|f|l|m|n|\\.\\.)", 8),
+        ) {
+            let temporary = tempfile::tempdir().unwrap();
+            let root = temporary.path().join("root");
+            for folder in ["root/a/a", "root/b", "a"] {
+                std::fs::create_dir_all(temporary.path().join(folder)).unwrap();
+            }
+            for file in ["root/f", "root/a/f", "root/a/a/f", "f", "a/f"] {
+                std::fs::write(temporary.path().join(file), file).unwrap();
+            }
+            for (folder, name, target) in links {
+                // A name that is taken stays what it is.
+                let _ = symlink(target, root.join(folder).join(name));
+            }
+            let by_kernel = RootDir::open(&root).unwrap();
+            let by_hand = RootDir::open_by_hand(&root).unwrap();
+            for path in paths {
+                prop_assert_eq!(outcome(&by_kernel, &path), outcome(&by_hand, &path), "{}", path);
+            }
+        }
+    }
+}

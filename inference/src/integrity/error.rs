@@ -189,14 +189,13 @@ impl IntegrityError {
         }
     }
 
-    /// Whether the same bytes on disk could load a moment later: the file was being replaced, or the system
-    /// failed. All else needs someone to change the files.
+    /// Whether the same files could load a moment later: one was being replaced, or the system failed in
+    /// passing. All else needs someone to change the files or their permissions.
     pub fn retryable(&self) -> bool {
-        matches!(
-            self,
-            IntegrityError::Changed { .. }
-                | IntegrityError::NoMemory { .. }
-                | IntegrityError::Io { .. }
-        )
+        match self {
+            IntegrityError::Changed { .. } | IntegrityError::NoMemory { .. } => true,
+            IntegrityError::Io { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            _ => false,
+        }
     }
 }

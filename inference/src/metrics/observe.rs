@@ -20,9 +20,7 @@ impl Metrics {
                 let number = version.version.to_string();
                 for state in ModelState::ALL {
                     let labels = [model.name.as_str(), number.as_str(), state.as_str()];
-                    self.state
-                        .with_label_values(&labels)
-                        .set(i64::from(state == version.state));
+                    self.state.with_label_values(&labels).set(i64::from(state == version.state));
                 }
                 for (kind, count) in
                     [("wanted", version.lanes.wanted), ("healthy", version.lanes.healthy)]
@@ -43,9 +41,7 @@ impl Metrics {
         let version = serving.version.to_string();
         let labels = [serving.model.as_str(), version.as_str()];
         let waiting = serving.queue_depth();
-        self.queue_depth
-            .with_label_values(&labels)
-            .set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.queue_depth.with_label_values(&labels).set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.triton.set(&labels, &serving.statistics(), waiting);
         let degraded = if serving.placement.degraded.is_some() { "true" } else { "false" };
         for provider in &serving.placement.providers {

@@ -168,7 +168,11 @@ impl Version {
 }
 
 impl Inner {
-    fn load_entry(self: &Arc<Self>, model: &Arc<Model>, entry: &ModelEntry) -> Result<(), ControlError> {
+    fn load_entry(
+        self: &Arc<Self>,
+        model: &Arc<Model>,
+        entry: &ModelEntry,
+    ) -> Result<(), ControlError> {
         let _control = model.control.lock();
         for warning in &entry.warnings {
             tracing::warn!(model = %model.name, "{warning}");
@@ -211,9 +215,10 @@ impl Inner {
             return Err(self.refused(model, reasons.join("; ")));
         }
         // Only now, when a successor serves, the versions that the policy no longer asks for go.
-        for version in versions.iter() {
-            if !kept.contains(&version.number) && version.serving().is_some() {
+        for version in versions.iter().filter(|version| !kept.contains(&version.number)) {
+            if version.serving().is_some() || version.state() == ModelState::Discovered {
                 version.unload();
+                version.note(Some("the model's version policy does not ask for it".to_owned()));
             }
         }
         model.elect();
@@ -238,7 +243,8 @@ impl Inner {
         let (sender, receiver) = mpsc::sync_channel(1);
         let name = format!("load-{}", model.name).chars().take(15).collect();
         let spawned = thread::Builder::new().name(name).spawn({
-            let (inner, model, version) = (Arc::clone(self), Arc::clone(model), Arc::clone(version));
+            let (inner, model, version) =
+                (Arc::clone(self), Arc::clone(model), Arc::clone(version));
             let (settings, progress) = (settings.clone(), Arc::clone(&progress));
             move || {
                 let candidate = Candidate { inner, model, version, settings, progress };
@@ -246,7 +252,9 @@ impl Inner {
             }
         });
         let result = match spawned {
-            Err(error) => Err(Refusal::failed(format!("its loading thread did not start: {error}"))),
+            Err(error) => {
+                Err(Refusal::failed(format!("its loading thread did not start: {error}")))
+            }
             Ok(_detached) => loop {
                 match receiver.recv_timeout(STILL_LOADING_EVERY) {
                     Ok(result) => break result,
@@ -334,10 +342,8 @@ impl Candidate {
 
         version.step(inner, ModelState::Loading);
         let begun = Instant::now();
-        let mut session = inner
-            .engine
-            .build(bytes_of(&verified), &effective.session)
-            .map_err(Refusal::failed)?;
+        let mut session =
+            inner.engine.build(bytes_of(&verified), &effective.session).map_err(Refusal::failed)?;
         times.build = begun.elapsed();
 
         version.step(inner, ModelState::Warming);
@@ -350,7 +356,8 @@ impl Candidate {
         })?;
         times.probe = begun.elapsed();
 
-        self.serve(session, &verified, effective, times, reader);
+        let example = golden.cases.into_iter().next().map(|case| case.inputs);
+        self.serve(session, &verified, effective, times, reader, example);
         Ok(())
     }
 
@@ -362,6 +369,7 @@ impl Candidate {
         settings: EffectiveSettings,
         times: LoadTimes,
         reader: Reader,
+        example: Option<Vec<NamedTensor>>,
     ) {
         let (inner, model, version) = (&self.inner, &self.model, &self.version);
         let placement = session.placement().clone();
@@ -394,6 +402,7 @@ impl Candidate {
             digest: verified.digest.to_string(),
             verified: verified.verified,
             load: times,
+            example,
             settings,
             lanes: Arc::clone(&lanes),
         });

@@ -7,12 +7,14 @@ use balm_probes::ReadinessPolicy;
 use super::problem::Problems;
 use super::raw::Sources;
 use super::read::{Default, Reader, because, boolean, fixed, integer, one_of};
-use super::values::{self, IntegrityPolicy, ListenAddr, LogFormat, OrtLogLevel};
+use super::values::{self, ListenAddr, LogFormat, OrtLogLevel};
 use super::{
     AdmissionConfig, Config, HttpConfig, LifecycleConfig, LogConfig, ManagementConfig,
     ModelDefaults, OnnxRuntimeConfig, RepositoryConfig,
 };
 use crate::host::{Host, Parallelism, parallelism};
+use balm_inference::integrity::Policy;
+use balm_inference::provider::Provider;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 const GIB: u64 = 1 << 30;
@@ -89,7 +91,7 @@ fn repository(reader: &mut Reader, host: &Host) -> RepositoryConfig {
         }),
         integrity: reader.take(
             "repository.integrity",
-            fixed(IntegrityPolicy::Digest),
+            fixed(Policy::Digest),
             one_of(values::INTEGRITY),
             values::word(values::INTEGRITY),
         ),
@@ -169,12 +171,12 @@ fn defaults(reader: &mut Reader, host: &Host) -> ModelDefaults {
         parallelism,
         providers: reader.take(
             "defaults.providers",
-            fixed(vec!["cpu".to_owned()]),
+            fixed(vec![Provider::Cpu]),
             values::providers,
-            |names| names.join(","),
+            |providers| values::show_providers(providers),
         ),
-        fallback: reader.take("defaults.fallback", fixed(None), values::fallback, |name| {
-            name.clone().unwrap_or_else(|| "none".to_owned())
+        fallback: reader.take("defaults.fallback", fixed(None), values::fallback, |provider| {
+            provider.map_or("none", Provider::name).to_owned()
         }),
         deadline,
         max_deadline,

@@ -46,7 +46,7 @@ fn bad(file: &str, environment: &[(&str, &str)]) -> Vec<String> {
 fn nothing_set_is_complete() {
     let config = good("", &[]);
     assert_eq!(config.repository.path, PathBuf::from("models"));
-    assert_eq!(config.repository.integrity, IntegrityPolicy::Digest);
+    assert_eq!(config.repository.integrity, Policy::Digest);
     assert!(config.repository.control);
     assert_eq!(config.repository.readiness, ReadinessPolicy::All);
     assert_eq!(config.repository.max_file_bytes, 8 << 30);
@@ -62,7 +62,7 @@ fn nothing_set_is_complete() {
     assert_eq!(config.admission.max_in_flight_per_model, 256);
     assert_eq!(config.admission.max_bytes_in_flight, 2 << 30);
     assert_eq!(config.defaults.parallelism, Parallelism { lanes: 4, threads: 1 });
-    assert_eq!(config.defaults.providers, ["cpu"]);
+    assert_eq!(config.defaults.providers, [Provider::Cpu]);
     assert_eq!(config.defaults.fallback, None);
     assert_eq!(config.defaults.deadline, Duration::from_secs(1));
     assert_eq!(config.defaults.max_deadline, Duration::from_secs(30));
@@ -236,7 +236,7 @@ fn good_values_in_every_notation() {
         ],
     );
     assert_eq!(from_file.http.addr, ListenAddr::Unix("/run/balm.sock".into()));
-    assert_eq!(from_file.defaults.providers, ["cuda", "cpu"]);
+    assert_eq!(from_file.defaults.providers, [Provider::Cuda, Provider::Cpu]);
     assert_eq!(from_file.defaults.parallelism, Parallelism { lanes: 2, threads: 2 });
     assert_eq!(
         from_file.repository.readiness,

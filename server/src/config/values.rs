@@ -4,29 +4,14 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use balm_inference::integrity::Policy;
+use balm_inference::provider::Provider;
 use balm_probes::ReadinessPolicy;
 use tracing_subscriber::EnvFilter;
 
 use super::keys;
 use super::raw::Raw;
 use super::read::{Parsed, list, text};
-
-/// Execution providers by name: those that the `ort` crate can be built with here.
-pub const PROVIDERS: &[&str] = &[
-    "cpu", "cuda", "tensorrt", "openvino", "rocm", "migraphx", "coreml", "directml", "xnnpack",
-    "onednn", "acl", "qnn", "cann",
-];
-
-/// What is demanded of a model's bytes before they are handed to the engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IntegrityPolicy {
-    /// Nothing is compared.
-    Off,
-    /// Where a `SHA256SUMS` stands beside the model, everything must agree with it.
-    Digest,
-    /// As [`IntegrityPolicy::Digest`], and a version without `SHA256SUMS` is refused.
-    Required,
-}
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,11 +49,8 @@ pub enum ListenAddr {
 /// Longest path of a unix socket: `sun_path` has 108 bytes, the last one zero.
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
-pub(super) const INTEGRITY: &[(&str, IntegrityPolicy)] = &[
-    ("off", IntegrityPolicy::Off),
-    ("digest", IntegrityPolicy::Digest),
-    ("required", IntegrityPolicy::Required),
-];
+pub(super) const INTEGRITY: &[(&str, Policy)] =
+    &[("off", Policy::Off), ("digest", Policy::Digest), ("required", Policy::Required)];
 
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] =
     &[("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -157,22 +139,30 @@ pub(super) fn show_readiness(policy: &ReadinessPolicy) -> String {
     }
 }
 
-pub(super) fn providers(raw: &Raw) -> Parsed<Vec<String>> {
-    let expected = format!("a list of execution providers out of {}", PROVIDERS.join(", "));
+pub(super) fn providers(raw: &Raw) -> Parsed<Vec<Provider>> {
+    let known = || Provider::ALL.into_iter().map(Provider::name);
+    let expected =
+        format!("a list of execution providers out of {}", known().collect::<Vec<_>>().join(", "));
     let names = list(raw, &expected)?;
-    match names.iter().find(|name| !PROVIDERS.contains(&name.as_str())) {
-        None => Ok(names),
-        Some(bad) => Err(match keys::nearest(bad, PROVIDERS.iter().copied()) {
-            Some(meant) => format!("{expected}; did you mean {meant}?"),
-            None => expected,
-        }),
-    }
+    names
+        .iter()
+        .map(|name| {
+            name.parse().map_err(|_| match keys::nearest(name, known()) {
+                Some(meant) => format!("{expected}; did you mean {meant}?"),
+                None => expected.clone(),
+            })
+        })
+        .collect()
+}
+
+pub(super) fn show_providers(providers: &[Provider]) -> String {
+    providers.iter().map(|provider| provider.name()).collect::<Vec<_>>().join(",")
 }
 
 /// `cpu`, or `none` for what leaving it out means.
-pub(super) fn fallback(raw: &Raw) -> Parsed<Option<String>> {
+pub(super) fn fallback(raw: &Raw) -> Parsed<Option<Provider>> {
     match text(raw, "cpu or none")? {
-        "cpu" => Ok(Some("cpu".to_owned())),
+        "cpu" => Ok(Some(Provider::Cpu)),
         "none" => Ok(None),
         _ => Err("cpu or none".to_owned()),
     }

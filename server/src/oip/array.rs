@@ -118,6 +118,11 @@ impl<'b> Elements<'b> {
             sink => Nest { sink, levels, context }.deserialize(from))
     }
 
+    /// Elements so far.
+    pub(super) fn count(&self) -> usize {
+        each_sink!(self, sink => sink.count(), sink => sink.count(), sink => sink.count())
+    }
+
     /// The elements, done.
     pub(super) fn finish(self) -> TensorData {
         each_sink!(self,

@@ -134,7 +134,7 @@ pub enum Problem {
         found: i64,
     },
     /// A dimension with a fraction or an exponent.
-    #[error("{found} is not a whole number")]
+    #[error("{found:?} is not a whole number")]
     FractionalDimension {
         /// As it was sent.
         found: f64,
@@ -180,7 +180,7 @@ pub enum Problem {
         high: i128,
     },
     /// A number with a fraction where a whole one belongs.
-    #[error("{found} is not a whole number, as {datatype} needs")]
+    #[error("{found:?} is not a whole number, as {datatype} needs")]
     NotWhole {
         /// As it was sent.
         found: f64,
@@ -316,6 +316,11 @@ pub enum Problem {
         /// The model's inputs.
         known: String,
     },
+    /// An input without dimensions has no rows.
+    #[error(
+        "this input is a scalar and has no rows; ask with \"inputs\" rather than \"instances\""
+    )]
+    NoRows,
     /// Outputs that cannot be cut into rows.
     #[error(
         "output {name:?} has shape {shape:?}, which cannot be cut into {rows} predictions; ask with \"inputs\" rather than \"instances\""
@@ -392,6 +397,7 @@ impl Problem {
             | Problem::ClassifyDatatype { .. }
             | Problem::NotUtf8 { .. }
             | Problem::UnknownInput { .. }
+            | Problem::NoRows
             | Problem::NotRows { .. }
             | Problem::BrokenStream { .. } => ErrorKind::Malformed,
         }

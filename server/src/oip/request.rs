@@ -182,8 +182,9 @@ fn decode_input(
         (Some(data), None) => {
             // What the text can hold bounds what will be allocated, whatever the shape claims.
             let elements = count.min(most_elements(data.get()));
-            budget
-                .take(elements.saturating_mul(element_size), || format!("inputs[{index}].data"))?;
+            let text = if datatype == Datatype::Bytes { data.get().len() } else { 0 };
+            let bytes = elements.saturating_mul(element_size).saturating_add(text);
+            budget.take(bytes, || format!("inputs[{index}].data"))?;
             decode_json(data, datatype, shape, count, index, body)?
         }
         (None, Some(claimed)) => {
@@ -254,7 +255,8 @@ fn is_nested(text: &str, rank: usize) -> bool {
     }
 }
 
-fn tensor(
+/// The tensor, once elements and shape are there.
+pub(super) fn tensor(
     datatype: Datatype,
     shape: Vec<usize>,
     data: TensorData,

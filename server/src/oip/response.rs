@@ -143,7 +143,7 @@ fn put_output(
     out.extend_from_slice(br#","datatype":""#);
     out.extend_from_slice(tensor.datatype().name().as_bytes());
     out.extend_from_slice(br#"","shape":"#);
-    put_list(out, tensor.shape(), |out, size| put(out, size));
+    put_list(out, tensor.shape(), put);
     if output.binary {
         out.extend_from_slice(br#","parameters":{"binary_data_size":"#);
         put(out, &binary_size(tensor));

@@ -34,6 +34,13 @@ impl Trail {
         E::custom("")
     }
 
+    /// The error of a parse within the parse, of `source`, as an error of the outer one.
+    #[cold]
+    pub(super) fn adopt<E: serde::de::Error>(&self, error: &serde_json::Error, source: &[u8]) -> E {
+        self.failure.borrow_mut().problem.get_or_insert_with(|| translate(error, source));
+        E::custom("")
+    }
+
     /// The error on its way out of a member called `name`.
     #[cold]
     pub(super) fn under<E>(&self, error: E, name: impl Into<Cow<'static, str>>) -> E {

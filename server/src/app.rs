@@ -1,0 +1,311 @@
+//! The wiring: from a configuration to a server that runs and ends in order.
+//!
+//! [`App::build`] opens everything that can fail (library, repository, sockets); [`App::run`] serves until it is told to
+//! stop. Sockets are bound before models are loaded, so that probes are answered from the first moment.
+
+use crate::banner;
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::health::Health;
+use crate::host::Host;
+use crate::http::{self, Bound, HttpMetrics, ListenError, Sockets};
+use crate::library;
+use crate::management::{Management, ManagementHandle};
+use crate::pulse::Pulse;
+use balm_inference::admission::{Gate, GateLimits};
+use balm_inference::effective::ModelDefaults;
+use balm_inference::engine::onnx::OnnxEngine;
+use balm_inference::engine::{Engine, EngineError, EngineInfo};
+use balm_inference::metrics::Metrics;
+use balm_inference::models::{Models, ModelsOptions};
+use balm_inference::repository::{Repository, RepositoryError};
+use balm_probes::ServerPhase;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{IntGaugeVec, Opts, Registry};
+use std::io::{self, Write};
+use std::sync::Arc;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Threads for work that blocks: loads, and the decoding of large bodies.
+const BLOCKING_THREADS_MAX: usize = 16;
+
+/// The server could not be put together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppError {
+    /// No runtime to compute with.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// No models.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// No data port.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// No management port.
+    #[error("cannot listen on {addr} (management.addr): {source}")]
+    Management {
+        /// The address.
+        addr: std::net::SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No threads.
+    #[error("a thread or runtime could not be started: {0}")]
+    Thread(#[source] io::Error),
+    /// A mistake in the metrics.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Engine, repository and metrics: everything but sockets. `balm check` needs no more.
+pub struct Core {
+    /// The models, none loaded yet.
+    pub models: Models,
+    /// Where all metrics are registered.
+    pub registry: Registry,
+}
+
+impl Core {
+    /// Starts the engine and opens the repository.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub fn build(config: &Config) -> Result<Self, AppError> {
+        // The repository first: a wrong path is found in a millisecond, the library takes a hundred.
+        let repository = Repository::open(&config.repository.path)?;
+        let engine = OnnxEngine::start(&library::find(config.onnxruntime.library.as_deref()))?;
+        let registry = Registry::new();
+        register_infos(&registry, &engine.info())?;
+        let metrics = Metrics::register(&registry)?;
+        let gate = Arc::new(Gate::new(GateLimits {
+            in_flight: config.admission.max_in_flight as u64,
+            bytes: config.admission.max_bytes_in_flight,
+        }));
+        let models = Models::new(Arc::new(engine), repository, options(config), gate, metrics);
+        Ok(Core { models, registry })
+    }
+}
+
+fn options(config: &Config) -> ModelsOptions {
+    let defaults = &config.defaults;
+    ModelsOptions {
+        defaults: ModelDefaults {
+            lanes: defaults.parallelism.lanes as usize,
+            threads: defaults.parallelism.threads as usize,
+            providers: defaults.providers.clone(),
+            fallback_to_cpu: defaults.fallback.is_some(),
+            default_deadline: defaults.deadline,
+            max_deadline: defaults.max_deadline,
+            max_batch_rows: defaults.max_batch_rows,
+            max_in_flight: Some(config.admission.max_in_flight_per_model as u64),
+            max_body_bytes: config.http.max_body_bytes as u64,
+        },
+        integrity: config.repository.integrity,
+        max_file_bytes: config.repository.max_file_bytes,
+        parallel_loads: defaults.parallelism.lanes as usize,
+    }
+}
+
+/// Facts that never change, as gauges of value 1 with the fact in a label.
+fn register_infos(registry: &Registry, engine: &EngineInfo) -> prometheus::Result<()> {
+    let info =
+        |name: &str, help: &str, labels: &[&str], values: &[&str]| -> prometheus::Result<()> {
+            let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            family.with_label_values(values).set(1);
+            registry.register(Box::new(family))
+        };
+    info("balm_build_info", "Version of Balm.", &["version"], &[env!("CARGO_PKG_VERSION")])?;
+    info(
+        "balm_onnxruntime_info",
+        "Version of the ONNX Runtime library that was loaded.",
+        &["version"],
+        &[&engine.version],
+    )?;
+    registry.register(Box::new(ProcessCollector::for_self()))
+}
+
+/// A server with everything open and nothing served yet.
+pub struct App {
+    config: Config,
+    core: Core,
+    runtime: Runtime,
+    bound: Bound,
+    management: Management,
+    pulse: Arc<Pulse>,
+}
+
+impl App {
+    /// Opens everything that can fail.
+    ///
+    /// # Errors
+    /// [`AppError`], the first thing that could not be opened.
+    pub fn build(config: Config, host: &Host) -> Result<Self, AppError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(config.http.threads)
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .thread_name("http")
+            .enable_all()
+            .build()
+            .map_err(AppError::Thread)?;
+        let addr = config.management.addr;
+        let management =
+            Management::bind(addr).map_err(|source| AppError::Management { addr, source })?;
+        let bound = runtime.block_on(Bound::bind(&config.http.addr))?;
+        let core = Core::build(&config)?;
+        let pulse = Pulse::start().map_err(AppError::Thread)?;
+        log_start(&config, host, &core);
+        Ok(App { config, core, runtime, bound, management, pulse })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains.
+    pub fn run(self) -> Exit {
+        let App { config, core, runtime, bound, management, pulse } = self;
+        let Core { models, registry } = core;
+        let exit = runtime.block_on(async {
+            tokio::spawn(Arc::clone(&pulse).beat());
+            let health = Health::new(
+                models.clone(),
+                pulse,
+                config.repository.readiness.clone(),
+                registry.clone(),
+            );
+            let served = Served::start(&config, models, &registry, bound, management, health);
+            match served {
+                Ok(served) => served.until_told(&config).await,
+                Err(error) => {
+                    let _ = writeln!(io::stderr(), "balm: {error}");
+                    Exit::Io
+                }
+            }
+        });
+        // Loads under way are not waited for; nothing they do outlives the process.
+        runtime.shutdown_background();
+        exit
+    }
+}
+
+/// The server at work.
+struct Served {
+    models: Models,
+    stop: watch::Sender<bool>,
+    data: tokio::task::JoinHandle<usize>,
+    _management: ManagementHandle,
+}
+
+impl Served {
+    fn start(
+        config: &Config,
+        models: Models,
+        registry: &Registry,
+        bound: Bound,
+        management: Management,
+        health: Health,
+    ) -> Result<Self, AppError> {
+        let http_metrics = HttpMetrics::register(registry)?;
+        let state = http::State::new(
+            models.clone(),
+            http_metrics.clone(),
+            config.repository.readiness.clone(),
+            config.repository.control,
+            &config.http,
+        );
+        let router = http::router(state, config.http.noop_route);
+        let listening = bound.listening()?;
+        let management = management.start(Arc::new(health)).map_err(AppError::Thread)?;
+        print(&banner::addresses(&listening, management.local_addr()));
+        let (stop, stopped) = watch::channel(false);
+        let sockets = Sockets {
+            connections: config.http.max_connections,
+            header_timeout: config.http.header_timeout,
+        };
+        let drain = config.lifecycle.drain_timeout;
+        let data = tokio::spawn(bound.serve(router, sockets, http_metrics, stopped, drain));
+        let loading = models.clone();
+        std::thread::Builder::new()
+            .name("loader".to_owned())
+            .spawn(move || {
+                if let Err(error) = loading.load_all() {
+                    tracing::error!(%error, "repository not read");
+                }
+                loading.enter(ServerPhase::Running);
+                print(&banner::models(&loading.report()));
+                if let Some(line) = banner::try_it(&loading, &listening) {
+                    print(&line);
+                }
+            })
+            .map_err(AppError::Thread)?;
+        Ok(Served { models, stop, data, _management: management })
+    }
+
+    /// Waits for a signal, then ends in order: not ready at once, still serving while load balancers learn of it, then
+    /// no new connections, then the end when what was inside has finished. A second signal ends at once.
+    async fn until_told(self, config: &Config) -> Exit {
+        let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+        let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+            tracing::error!("signals cannot be received");
+            return Exit::Io;
+        };
+        let mut told = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        let name = told().await;
+        tracing::info!(
+            signal = name,
+            drain_delay_ms = config.lifecycle.drain_delay.as_millis(),
+            "draining: not ready from now on, still serving"
+        );
+        self.models.enter(ServerPhase::Draining);
+        let Served { models, stop, mut data, _management } = self;
+        tokio::select! {
+            () = tokio::time::sleep(config.lifecycle.drain_delay) => {}
+            name = told() => return cut_short(name),
+        }
+        tracing::info!("taking no new connections");
+        let _ = stop.send(true);
+        let cut = tokio::select! {
+            cut = &mut data => cut.unwrap_or(0),
+            name = told() => return cut_short(name),
+        };
+        models.enter(ServerPhase::Stopped);
+        if cut > 0 {
+            tracing::warn!(connections = cut, "connections cut: they did not finish in time");
+        }
+        tracing::info!("drained");
+        Exit::Drained
+    }
+}
+
+fn cut_short(signal: &str) -> Exit {
+    tracing::warn!(signal, "second signal, ending at once");
+    Exit::Interrupted
+}
+
+fn log_start(config: &Config, host: &Host, core: &Core) {
+    let engine = core.models.engine();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        onnxruntime = %engine.version,
+        library = %engine.library,
+        cores = host.cores.value,
+        http_threads = config.http.threads,
+        lanes = config.defaults.parallelism.lanes,
+        threads = config.defaults.parallelism.threads,
+        repository = %config.repository.path.display(),
+        "starting"
+    );
+    core.models.describe("version", env!("CARGO_PKG_VERSION").to_owned());
+    core.models.describe("onnxruntime", engine.version);
+    core.models.describe("onnxruntime_library", engine.library);
+}
+
+fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}

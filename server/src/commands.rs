@@ -1,0 +1,191 @@
+//! What the subcommands do, and how each ends.
+
+use crate::app::{App, AppError};
+use crate::banner;
+use crate::cli::{CheckArgs, ManifestArgs, ServeArgs};
+use crate::config::{Config, Flag};
+use crate::exit::Exit;
+use crate::host::Host;
+use crate::{library, logs};
+use balm_inference::engine::EngineError;
+use balm_inference::integrity::{RootDir, write_manifest};
+use balm_inference::repository::parse_version;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// `balm serve`: until SIGTERM or SIGINT.
+pub fn serve(arguments: &ServeArgs) -> Exit {
+    let (config, host) = match configured(arguments.config.as_deref(), arguments.flags()) {
+        Ok(found) => found,
+        Err(exit) => return exit,
+    };
+    let _log = match logs::init(&config.log) {
+        Ok(guard) => guard,
+        Err(error) => return fail(Exit::Usage, &error.to_string()),
+    };
+    match App::build(config, &host) {
+        Ok(app) => app.run(),
+        Err(error) => fail(exit_of(&error), &chain(&error)),
+    }
+}
+
+/// `balm check`: reads, hashes, loads and probes every model as `serve` would, and serves nothing.
+pub fn check(arguments: &CheckArgs) -> Exit {
+    let (config, host) = match configured(arguments.config.as_deref(), arguments.flags()) {
+        Ok(found) => found,
+        Err(exit) => return exit,
+    };
+    print(&config.describe());
+    print("\n");
+    print(&host_lines(&host));
+    let _log = match logs::init(&config.log) {
+        Ok(guard) => guard,
+        Err(error) => return fail(Exit::Usage, &error.to_string()),
+    };
+    let library = library::find(config.onnxruntime.library.as_deref());
+    print(&format!("ONNX Runtime   {}\n\n", library.display()));
+    let core = match crate::app::Core::build(&config) {
+        Ok(core) => core,
+        Err(error) => return fail(exit_of(&error), &chain(&error)),
+    };
+    if let Err(error) = core.models.load_all() {
+        return fail(Exit::Io, &error.to_string());
+    }
+    let report = core.models.report();
+    print(&banner::models(&report));
+    let refused = report
+        .models
+        .iter()
+        .filter(|model| {
+            model.versions.is_empty()
+                || model.versions.iter().any(|version| {
+                    use balm_probes::ModelState as S;
+                    matches!(version.state, S::Failed | S::Quarantined)
+                })
+        })
+        .count();
+    match (report.models.len(), refused) {
+        (0, _) => fail(Exit::Integrity, "the repository holds no model"),
+        (_, 0) => Exit::Drained,
+        (all, refused) => fail(
+            Exit::Integrity,
+            &format!("{refused} of {all} models have a version that is refused"),
+        ),
+    }
+}
+
+/// `balm manifest DIR`: writes `SHA256SUMS` for a version folder, or for every one below a model or repository.
+pub fn manifest(arguments: &ManifestArgs) -> Exit {
+    let folders = match version_folders(&arguments.dir) {
+        Ok(folders) if folders.is_empty() => {
+            return fail(
+                Exit::Usage,
+                &format!(
+                    "{}: no version folder here or below; one is named by a number and holds model.onnx",
+                    arguments.dir.display()
+                ),
+            );
+        }
+        Ok(folders) => folders,
+        Err(error) => return fail(Exit::Io, &format!("{}: {error}", arguments.dir.display())),
+    };
+    for folder in folders {
+        let written = RootDir::open(&folder).map_err(|error| error.to_string()).and_then(|root| {
+            write_manifest(&root, Path::new("")).map_err(|error| error.to_string())
+        });
+        match written {
+            Ok(manifest) => {
+                let files = manifest.iter().count();
+                print(&format!("{}: {files} files\n", folder.join("SHA256SUMS").display()));
+            }
+            Err(error) => return fail(Exit::Io, &format!("{}: {error}", folder.display())),
+        }
+    }
+    Exit::Drained
+}
+
+fn version_folders(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    /// A repository lies two folders above its versions.
+    const DEPTH_MAX: usize = 2;
+    fn visit(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+        if folder.join("model.onnx").is_file() {
+            found.push(folder.to_owned());
+            return Ok(());
+        }
+        if depth == DEPTH_MAX {
+            return Ok(());
+        }
+        let mut entries: Vec<PathBuf> =
+            std::fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        entries.sort();
+        for entry in entries.into_iter().filter(|entry| entry.is_dir()) {
+            let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // Inside a model only the numbered folders count, and those alone hold a model.onnx.
+            if !name.starts_with('.') && (depth == 0 || parse_version(name).is_some()) {
+                visit(&entry, depth + 1, found)?;
+            }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    visit(folder, 0, &mut found)?;
+    Ok(found)
+}
+
+fn configured(file: Option<&Path>, flags: Vec<Flag>) -> Result<(Config, Host), Exit> {
+    let host = Host::detect();
+    match Config::load(file, flags, &host) {
+        Ok(config) => Ok((config, host)),
+        Err(problems) => Err(fail(Exit::Usage, &problems.to_string())),
+    }
+}
+
+fn host_lines(host: &Host) -> String {
+    let mut text = format!("cores          {} ({})\n", host.cores.value, host.cores.source);
+    if let Some(memory) = &host.memory_bytes {
+        text.push_str(&format!("memory         {} bytes ({})\n", memory.value, memory.source));
+    }
+    if let Some(files) = &host.open_files {
+        text.push_str(&format!("open files     {} ({})\n", files.value, files.source));
+    }
+    text
+}
+
+fn exit_of(error: &AppError) -> Exit {
+    match error {
+        AppError::Engine(EngineError::Library { .. } | EngineError::Start { .. }) => Exit::Library,
+        AppError::Engine(_) => Exit::Library,
+        AppError::Repository(_)
+        | AppError::Listen(_)
+        | AppError::Management { .. }
+        | AppError::Thread(_) => Exit::Io,
+        AppError::Metrics(_) => Exit::Usage,
+    }
+}
+
+/// An error and its causes, once, at the top.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let more = source.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = source.source();
+    }
+    text
+}
+
+fn fail(exit: Exit, message: &str) -> Exit {
+    let _ = writeln!(std::io::stderr(), "balm: {message}");
+    exit
+}
+
+fn print(text: &str) {
+    // A closed pipe is the reader's choice and no reason to stop.
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}

@@ -1,0 +1,95 @@
+//! What the management port answers with: verdicts out of the health report, and the metrics.
+
+use crate::management::{ManagementSource, ProbeAnswer};
+use crate::pulse::Pulse;
+use balm_inference::models::Models;
+use balm_probes::{ReadinessPolicy, readiness, startup};
+use parking_lot::Mutex;
+use prometheus::{Encoder, Registry, TextEncoder};
+use serde::Serialize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The health of this server.
+pub struct Health {
+    models: Models,
+    pulse: Arc<Pulse>,
+    policy: ReadinessPolicy,
+    registry: Registry,
+    was_ready: AtomicBool,
+    /// Gauges are set anew at each scrape; two scrapes at once would see each other's blank page.
+    scraping: Mutex<()>,
+}
+
+impl Health {
+    /// Judges `models` and the runtime behind `pulse`.
+    pub fn new(
+        models: Models,
+        pulse: Arc<Pulse>,
+        policy: ReadinessPolicy,
+        registry: Registry,
+    ) -> Self {
+        Health {
+            models,
+            pulse,
+            policy,
+            registry,
+            was_ready: AtomicBool::new(false),
+            scraping: Mutex::new(()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    started: bool,
+    live: bool,
+    ready: bool,
+    reasons: &'a [String],
+    notes: &'a [String],
+    #[serde(flatten)]
+    report: &'a balm_probes::HealthReport,
+}
+
+impl ManagementSource for Health {
+    fn startup(&self) -> ProbeAnswer {
+        let report = self.models.report();
+        if readiness(&report, &self.policy).ready {
+            self.was_ready.store(true, Ordering::Release);
+        }
+        ProbeAnswer::startup(&startup(&report, self.was_ready.load(Ordering::Acquire)))
+    }
+
+    fn live(&self) -> ProbeAnswer {
+        ProbeAnswer::live(&self.pulse.verdict())
+    }
+
+    fn ready(&self) -> ProbeAnswer {
+        ProbeAnswer::ready(&readiness(&self.models.report(), &self.policy))
+    }
+
+    fn status(&self) -> Vec<u8> {
+        let report = self.models.report();
+        let verdict = readiness(&report, &self.policy);
+        let status = Status {
+            started: self.startup().ok,
+            live: self.live().ok,
+            ready: verdict.ready,
+            reasons: &verdict.reasons,
+            notes: &verdict.notes,
+            report: &report,
+        };
+        serde_json::to_vec_pretty(&status)
+            .unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()).into_bytes())
+    }
+
+    fn metrics(&self) -> Vec<u8> {
+        let _one_at_a_time = self.scraping.lock();
+        self.models.refresh_metrics();
+        let mut text = Vec::with_capacity(16 * 1024);
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics not rendered");
+        }
+        text
+    }
+}

@@ -1,0 +1,244 @@
+//! Admission as a tower `Layer`: decides before the body is read, and hands the permit inward.
+//!
+//! The service inside takes an [`Admitted`] request, not a plain one, so a handler without a permit does not type-check.
+//! Nothing here waits for capacity: `poll_ready` is always ready and `call` decides at once. (The stock
+//! `ConcurrencyLimit` + `LoadShed` decide in `poll_ready`, where a task that has used up its cooperative budget looks
+//! like a full server.)
+
+use super::State;
+use super::error::ApiError;
+use super::headers::requested_deadline;
+use super::observe::{Arrived, RequestId};
+use super::upload;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, Response, header};
+use balm_inference::admission::Permit;
+use balm_inference::metrics::Outcome;
+use balm_inference::models::Model;
+use balm_inference::predict::PredictError;
+use balm_inference::version::Serving;
+use percent_encoding::percent_decode_str;
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tower::Service;
+
+/// What is reserved for a body that does not announce its length; more is reserved as it comes.
+const UNANNOUNCED_BYTES: u64 = 64 * 1024;
+
+/// A request that was let in, with what it was let in for.
+pub(super) struct Admitted {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Body,
+    pub(super) serving: Arc<Serving>,
+    pub(super) permit: Permit,
+    /// Deadline that the headers ask for; the body may ask for a shorter one.
+    pub(super) deadline: Option<Duration>,
+    pub(super) arrived: Instant,
+}
+
+/// The admission service around `S`.
+#[derive(Clone)]
+pub(super) struct Admission<S> {
+    state: State,
+    inner: S,
+}
+
+impl<S> Admission<S> {
+    /// Puts admission in front of `inner`.
+    pub(super) fn layer(state: State, inner: S) -> Self {
+        Admission { state, inner }
+    }
+}
+
+impl<S> Service<Request<Body>> for Admission<S>
+where
+    S: Service<Admitted, Response = Response<Body>, Error = ApiError> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        let id = parts.extensions.get::<RequestId>().cloned();
+        let arrived = parts
+            .extensions
+            .get::<Arrived>()
+            .map_or_else(Instant::now, |Arrived(arrived)| *arrived);
+        let decision = decide(&self.state, parts.uri.path(), &parts.headers);
+        let mut inner = self.inner.clone();
+        Box::pin(async move {
+            let place = match decision {
+                Ok(place) => place,
+                Err(error) => {
+                    // A small body is read and thrown away, so that its client reads the answer and not a reset.
+                    upload::discard(body).await;
+                    return Ok(error.answer(id.as_ref()));
+                }
+            };
+            let Place { model, serving, permit, deadline } = place;
+            let mut tally = Tally { model, serving: Arc::clone(&serving), arrived, ended: None };
+            let admitted =
+                Admitted { headers: parts.headers, body, serving, permit, deadline, arrived };
+            Ok(match inner.call(admitted).await {
+                Ok(response) => {
+                    tally.end(Outcome::Ok);
+                    response
+                }
+                Err(error) => {
+                    tally.end(error.outcome());
+                    tally.explain(&error, id.as_ref());
+                    error.answer(id.as_ref())
+                }
+            })
+        })
+    }
+}
+
+/// Where a request may go.
+struct Place {
+    model: Arc<Model>,
+    serving: Arc<Serving>,
+    permit: Permit,
+    deadline: Option<Duration>,
+}
+
+/// The decision, O(1), from the head of the request alone.
+fn decide(state: &State, path: &str, headers: &HeaderMap) -> Result<Place, ApiError> {
+    let target = Target::of(path)?;
+    let model = state.0.models.model(&target.model)?;
+    let serving = model.serving(target.version.as_deref())?;
+    let refused = |error: ApiError| {
+        serving.metrics().count(error.outcome());
+        error
+    };
+    let deadline = requested_deadline(headers).map_err(refused)?;
+    let bytes = announced_bytes(headers);
+    let limit = serving.settings.max_body_bytes;
+    if let Some(found) = bytes.filter(|found| *found > limit) {
+        return Err(refused(ApiError::BodyTooLarge { found: found.to_string(), limit }));
+    }
+    let admission = state.0.models.gate().admit(model.gate(), bytes.unwrap_or(UNANNOUNCED_BYTES));
+    let permit = admission.map_err(|reason| {
+        model.shed().count(reason);
+        refused(ApiError::Predict(PredictError::Shed(reason)))
+    })?;
+    Ok(Place { model, serving, permit, deadline })
+}
+
+/// `Content-Length`; hyper has refused what is no number already.
+fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// The model and version that a path names.
+#[derive(Debug, PartialEq, Eq)]
+struct Target<'a> {
+    model: Cow<'a, str>,
+    version: Option<Cow<'a, str>>,
+}
+
+impl<'a> Target<'a> {
+    /// Reads the paths of the prediction routes; names may be percent-encoded.
+    fn of(path: &'a str) -> Result<Self, ApiError> {
+        if let Some(rest) = path.strip_prefix("/v2/models/") {
+            let mut parts = rest.split('/');
+            let model = decoded(parts.next().unwrap_or_default())?;
+            let version = match parts.next() {
+                Some("versions") => parts.next().map(decoded).transpose()?,
+                _ => None,
+            };
+            return Ok(Target { model, version });
+        }
+        let last = path.rsplit('/').next().unwrap_or_default();
+        let last = decoded(last)?;
+        match last.rsplit_once(':') {
+            Some((model, "predict")) => {
+                Ok(Target { model: Cow::Owned(model.to_owned()), version: None })
+            }
+            _ => Err(ApiError::Field {
+                field: "path".to_owned(),
+                problem: "expected /v1/models/MODEL:predict".to_owned(),
+            }),
+        }
+    }
+}
+
+fn decoded(part: &str) -> Result<Cow<'_, str>, ApiError> {
+    percent_decode_str(part).decode_utf8().map_err(|_| ApiError::Field {
+        field: "path".to_owned(),
+        problem: "the name is not UTF-8 once percent-decoded".to_owned(),
+    })
+}
+
+/// Counts a request that was let in exactly once: by how it ended, or, when its future was dropped, as cancelled.
+struct Tally {
+    model: Arc<Model>,
+    serving: Arc<Serving>,
+    arrived: Instant,
+    ended: Option<Outcome>,
+}
+
+impl Tally {
+    fn end(&mut self, outcome: Outcome) {
+        self.ended = Some(outcome);
+    }
+
+    /// Says what a person on call should know, once, where the request ends.
+    fn explain(&self, error: &ApiError, id: Option<&RequestId>) {
+        match error {
+            ApiError::Predict(PredictError::Shed(reason)) => self.model.shed().count(*reason),
+            _ if error.outcome() == Outcome::Failed => tracing::error!(
+                model = %self.serving.model,
+                version = self.serving.version,
+                request_id = id.map(RequestId::as_str),
+                %error,
+                "prediction failed"
+            ),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        let metrics = self.serving.metrics();
+        let outcome = self.ended.unwrap_or(Outcome::Cancelled);
+        metrics.count(outcome);
+        if outcome == Outcome::Ok {
+            metrics.total_seconds.observe(self.arrived.elapsed().as_secs_f64());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_model_and_version() {
+        let table = [
+            ("/v2/models/iris/infer", "iris", None),
+            ("/v2/models/iris/versions/3/infer", "iris", Some("3")),
+            ("/v2/models/a%2Fb/infer", "a/b", None),
+            ("/v1/models/iris:predict", "iris", None),
+        ];
+        for (path, model, version) in table {
+            let target = Target::of(path).unwrap();
+            assert_eq!((target.model.as_ref(), target.version.as_deref()), (model, version));
+        }
+        assert!(Target::of("/v1/models/iris:explain").is_err());
+        assert!(Target::of("/v1/models/iris").is_err());
+        assert!(Target::of("/v2/models/%ff/infer").is_err());
+    }
+}

@@ -1,0 +1,350 @@
+//! Metadata, configuration, statistics, repository index, load and unload.
+
+use super::State;
+use super::error::{ApiError, Failed};
+use super::observe::RequestId;
+use crate::oip::metadata::{
+    BatchStatistics, CODEC_EXTENSIONS, DurationStatistics, IndexEntry, IndexState,
+    InferenceStatistics, ModelConfig, ModelList, ModelMetadata, ModelStatistics, ServerMetadata,
+    Statistics,
+};
+use axum::extract::Path;
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use balm_inference::models::{ControlError, Model, Models};
+use balm_inference::statistics::CountAndTime;
+use balm_inference::version::Serving;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Extensions beside those of the codec: what these routes serve.
+const EXTENSIONS: [&str; 4] =
+    ["model_repository", "schedule_policy", "model_configuration", "statistics"];
+
+type Shared = axum::extract::State<State>;
+type Id = Option<Extension<RequestId>>;
+type Answer<T> = Result<Json<T>, Failed>;
+
+fn failed(id: Id) -> impl FnOnce(ApiError) -> Failed {
+    move |error| Failed(error, id.map(|id| id.0))
+}
+
+/// `GET /v2`
+pub(super) async fn server_metadata() -> Json<ServerMetadata> {
+    let mut extensions: Vec<&'static str> = EXTENSIONS.to_vec();
+    extensions.extend(CODEC_EXTENSIONS);
+    Json(ServerMetadata {
+        name: "balm".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        extensions,
+    })
+}
+
+/// `GET /v2/models`
+pub(super) async fn list_models(axum::extract::State(state): Shared) -> Json<ModelList> {
+    let models = state
+        .0
+        .models
+        .all()
+        .iter()
+        .filter(|model| !model.all_serving().is_empty())
+        .map(|model| model.name().to_owned())
+        .collect();
+    Json(ModelList { models })
+}
+
+/// `GET /v2/models/{m}`
+pub(super) async fn model_metadata(
+    axum::extract::State(state): Shared,
+    id: Id,
+    Path(model): Path<String>,
+) -> Answer<ModelMetadata> {
+    metadata(&state, &model, None).map(Json).map_err(failed(id))
+}
+
+/// `GET /v2/models/{m}/versions/{v}`
+pub(super) async fn version_metadata(
+    axum::extract::State(state): Shared,
+    id: Id,
+    Path((model, version)): Path<(String, String)>,
+) -> Answer<ModelMetadata> {
+    metadata(&state, &model, Some(&version)).map(Json).map_err(failed(id))
+}
+
+fn metadata(state: &State, name: &str, version: Option<&str>) -> Result<ModelMetadata, ApiError> {
+    let model = state.0.models.model(name)?;
+    let serving = model.serving(version)?;
+    let versions = model.all_serving().iter().map(|serving| serving.version.to_string()).collect();
+    Ok(ModelMetadata::new(name, versions, &serving.contract))
+}
+
+/// `GET /v2/models/{m}/config`
+pub(super) async fn model_config(
+    axum::extract::State(state): Shared,
+    id: Id,
+    Path(model): Path<String>,
+) -> Answer<ModelConfig> {
+    config(&state, &model, None).map(Json).map_err(failed(id))
+}
+
+/// `GET /v2/models/{m}/versions/{v}/config`
+pub(super) async fn version_config(
+    axum::extract::State(state): Shared,
+    id: Id,
+    Path((model, version)): Path<(String, String)>,
+) -> Answer<ModelConfig> {
+    config(&state, &model, Some(&version)).map(Json).map_err(failed(id))
+}
+
+fn config(state: &State, name: &str, version: Option<&str>) -> Result<ModelConfig, ApiError> {
+    let serving = state.0.models.model(name)?.serving(version)?;
+    let batch = if serving.contract.is_batched() { serving.settings.max_batch_rows } else { 0 };
+    // Labels stand in model.toml; the member tells clients only that there are some.
+    let labels: BTreeMap<String, String> = serving
+        .settings
+        .labels
+        .keys()
+        .map(|output| (output.clone(), "model.toml".to_owned()))
+        .collect();
+    Ok(ModelConfig::new(name, &serving.contract, batch, &labels, None))
+}
+
+/// `GET /v2/models/stats`
+pub(super) async fn all_statistics(axum::extract::State(state): Shared) -> Json<Statistics> {
+    let serving = state.0.models.all().into_iter().flat_map(|model| model.all_serving());
+    Json(Statistics { model_stats: serving.map(|serving| statistics(&serving)).collect() })
+}
+
+/// `GET /v2/models/{m}/stats`
+pub(super) async fn model_statistics(
+    axum::extract::State(state): Shared,
+    id: Id,
+    Path(model): Path<String>,
+) -> Answer<Statistics> {
+    let read = || -> Result<Statistics, ApiError> {
+        let model = state.0.models.model(&model)?;
+        // Asks for the error when nothing serves.
+        model.serving(None)?;
+        let model_stats = model.all_serving().iter().map(|serving| statistics(serving)).collect();
+        Ok(Statistics { model_stats })
+    };
+    read().map(Json).map_err(failed(id))
+}
+
+/// `GET /v2/models/{m}/versions/{v}/stats`
+pub(super) async fn version_statistics(
+    axum::extract::State(state): Shared,
+    id: Id,
+    Path((model, version)): Path<(String, String)>,
+) -> Answer<Statistics> {
+    let read = || -> Result<Statistics, ApiError> {
+        let serving = state.0.models.model(&model)?.serving(Some(&version))?;
+        Ok(Statistics { model_stats: vec![statistics(&serving)] })
+    };
+    read().map(Json).map_err(failed(id))
+}
+
+fn statistics(serving: &Serving) -> ModelStatistics {
+    let reading = serving.statistics();
+    ModelStatistics {
+        name: serving.model.clone(),
+        version: serving.version.to_string(),
+        last_inference: reading.last_inference_unix_ms,
+        inference_count: reading.inference_count,
+        execution_count: reading.execution_count,
+        inference_stats: InferenceStatistics {
+            success: duration(reading.success),
+            fail: duration(reading.fail),
+            queue: duration(reading.queue),
+            compute_input: duration(reading.compute_input),
+            compute_infer: duration(reading.compute_infer),
+            compute_output: duration(reading.compute_output),
+            // There is no response cache; the members must be there all the same.
+            cache_hit: DurationStatistics::default(),
+            cache_miss: DurationStatistics::default(),
+        },
+        batch_stats: reading
+            .batches
+            .iter()
+            .map(|(size, batch)| BatchStatistics {
+                batch_size: *size,
+                compute_input: duration(batch.input),
+                compute_infer: duration(batch.infer),
+                compute_output: duration(batch.output),
+            })
+            .collect(),
+        ..ModelStatistics::default()
+    }
+}
+
+fn duration(total: CountAndTime) -> DurationStatistics {
+    DurationStatistics { count: total.count, ns: total.ns }
+}
+
+/// `POST /v2/repository/index`; the body may be empty or `{"ready": true}`.
+pub(super) async fn repository_index(
+    axum::extract::State(state): Shared,
+    id: Id,
+    body: Bytes,
+) -> Answer<Vec<IndexEntry>> {
+    let read = || -> Result<Vec<IndexEntry>, ApiError> {
+        let request = object(&body)?;
+        let only_ready = match request.get("ready") {
+            None => false,
+            Some(Value::Bool(ready)) => *ready,
+            Some(_) => {
+                return Err(ApiError::Field {
+                    field: "ready".to_owned(),
+                    problem: "expected true or false".to_owned(),
+                });
+            }
+        };
+        Ok(index(&state.0.models, only_ready))
+    };
+    read().map(Json).map_err(failed(id))
+}
+
+fn index(models: &Models, only_ready: bool) -> Vec<IndexEntry> {
+    let report = models.report();
+    let mut entries = Vec::new();
+    for model in &report.models {
+        for version in &model.versions {
+            let state = index_state(version.state);
+            if only_ready && state != IndexState::Ready {
+                continue;
+            }
+            let word = version.state.as_str();
+            let reason = match &version.reason {
+                Some(reason) => format!("{word}: {reason}"),
+                // Triton's clients expect no reason where all is well.
+                None if state == IndexState::Ready => String::new(),
+                None => word.to_owned(),
+            };
+            entries.push(IndexEntry {
+                name: model.name.clone(),
+                version: Some(version.version.to_string()),
+                state,
+                reason,
+            });
+        }
+        if model.versions.is_empty() && !only_ready {
+            entries.push(IndexEntry {
+                name: model.name.clone(),
+                version: None,
+                state: IndexState::Unavailable,
+                reason: "no version folder".to_owned(),
+            });
+        }
+    }
+    entries
+}
+
+fn index_state(state: balm_probes::ModelState) -> IndexState {
+    match state.index_state() {
+        balm_probes::IndexState::Unknown => IndexState::Unknown,
+        balm_probes::IndexState::Ready => IndexState::Ready,
+        balm_probes::IndexState::Unavailable => IndexState::Unavailable,
+        balm_probes::IndexState::Loading => IndexState::Loading,
+        balm_probes::IndexState::Unloading => IndexState::Unloading,
+    }
+}
+
+/// `POST /v2/repository/models/{m}/load`: answers when the model serves, or with the reason why it does not.
+pub(super) async fn load(
+    axum::extract::State(state): Shared,
+    id: Id,
+    Path(model): Path<String>,
+    body: Bytes,
+) -> Answer<Value> {
+    let result = match permitted(&state, &body) {
+        Err(error) => Err(error),
+        Ok(request) if has_override(&request) => Err(ApiError::NotSupported(
+            "parameters: a model's configuration and files come from the repository, where their digests are checked; \
+             `config` and `file:…` are not taken here"
+                .to_owned(),
+        )),
+        Ok(_) => blocking(&state, model.clone(), |models, name| models.load(name)).await,
+    };
+    result.map(|()| Json(json!({"name": model, "load": true}))).map_err(failed(id))
+}
+
+/// `POST /v2/repository/models/{m}/unload`: answers when no new request reaches the model.
+pub(super) async fn unload(
+    axum::extract::State(state): Shared,
+    id: Id,
+    Path(model): Path<String>,
+    body: Bytes,
+) -> Answer<Value> {
+    let result = match permitted(&state, &body) {
+        Err(error) => Err(error),
+        Ok(_) => blocking(&state, model.clone(), |models, name| models.unload(name)).await,
+    };
+    result.map(|()| Json(json!({"name": model, "unload": true}))).map_err(failed(id))
+}
+
+/// Repositories are not named here; there is one.
+pub(super) async fn named_repository(id: Id) -> (StatusCode, Failed) {
+    let error = ApiError::NotSupported(
+        "there is one repository and it has no name: use /v2/repository/index and /v2/repository/models/…".to_owned(),
+    );
+    (StatusCode::NOT_IMPLEMENTED, Failed(error, id.map(|id| id.0)))
+}
+
+fn permitted(state: &State, body: &Bytes) -> Result<serde_json::Map<String, Value>, ApiError> {
+    if !state.0.control {
+        return Err(ApiError::ControlOff);
+    }
+    object(body)
+}
+
+fn has_override(request: &serde_json::Map<String, Value>) -> bool {
+    request.get("parameters").and_then(Value::as_object).is_some_and(|parameters| {
+        parameters.keys().any(|key| key == "config" || key.starts_with("file:"))
+    })
+}
+
+/// Clients send these bodies without a content type, or none at all.
+fn object(body: &Bytes) -> Result<serde_json::Map<String, Value>, ApiError> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(serde_json::Map::new());
+    }
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(ApiError::Field {
+            field: "body".to_owned(),
+            problem: "expected a JSON object, or nothing".to_owned(),
+        }),
+        Err(error) => {
+            Err(ApiError::Field { field: "body".to_owned(), problem: format!("not JSON: {error}") })
+        }
+    }
+}
+
+/// Loads read disks and unloads take locks: both belong on a blocking thread. A client that leaves stops neither.
+async fn blocking(
+    state: &State,
+    model: String,
+    work: impl FnOnce(&Models, &str) -> Result<(), ControlError> + Send + 'static,
+) -> Result<(), ApiError> {
+    let models = state.0.models.clone();
+    match tokio::task::spawn_blocking(move || work(&models, &model)).await {
+        Ok(result) => Ok(result?),
+        Err(_join) => Err(ApiError::Internal("the load panicked")),
+    }
+}
+
+/// `GET /v1/models/{m}`: the state of a model in the older dialect.
+pub(super) async fn v1_status(
+    axum::extract::State(state): Shared,
+    id: Id,
+    Path(model): Path<String>,
+) -> Answer<Value> {
+    let read = |model: &Model| json!({"name": model.name(), "ready": model.serving(None).is_ok()});
+    state
+        .0
+        .models
+        .model(&model)
+        .map(|model| Json(read(&model)))
+        .map_err(|error| failed(id)(error.into()))
+}

@@ -1,0 +1,258 @@
+//! From failures to statuses: one table, exhaustive, so that a new failure cannot become a plain 500 unseen.
+
+use super::observe::RequestId;
+use crate::oip::{CodecError, ErrorKind};
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use axum::response::IntoResponse;
+use balm_inference::admission::ShedReason;
+use balm_inference::metrics::Outcome;
+use balm_inference::models::ControlError;
+use balm_inference::predict::PredictError;
+use serde::Serialize;
+use std::any::Any;
+
+/// Header that says which bound turned a request away.
+pub const SHED_REASON: HeaderName = HeaderName::from_static("x-shed-reason");
+
+/// A request that is not answered with what it asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiError {
+    /// The prediction failed.
+    #[error(transparent)]
+    Predict(#[from] PredictError),
+    /// The body, or the answer's form, is wrong.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A load or unload failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A header has a value that is none.
+    #[error("header {name}: {problem}")]
+    Header {
+        /// The header.
+        name: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// The body is larger than it may be.
+    #[error("the body has {found} bytes, at most {limit} are allowed (limits.max_body_bytes)")]
+    BodyTooLarge {
+        /// Announced or received bytes, or `more than …`.
+        found: String,
+        /// The bound in bytes.
+        limit: u64,
+    },
+    /// The body did not come in time.
+    #[error("the body did not arrive within {0} ms (http.body_timeout_ms)")]
+    BodyTimeout(u128),
+    /// The body ended before its announced length.
+    #[error("the body ended early: {0}")]
+    BodyTruncated(String),
+    /// Loading and unloading are switched off.
+    #[error("loading and unloading are switched off here (repository.control = false)")]
+    ControlOff,
+    /// Part of the protocol that is not served.
+    #[error("{0}")]
+    NotSupported(String),
+    /// A member of a control request is wrong.
+    #[error("{field}: {problem}")]
+    Field {
+        /// Path of the member.
+        field: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// Balm's own mistake.
+    #[error("the server failed: {0}")]
+    Internal(&'static str),
+}
+
+/// What a failure looks like from outside.
+struct Face {
+    status: StatusCode,
+    /// Stable name for programs.
+    code: &'static str,
+    outcome: Outcome,
+}
+
+impl ApiError {
+    fn face(&self) -> Face {
+        use Outcome as O;
+        use StatusCode as S;
+        let (status, code, outcome) = match self {
+            ApiError::Predict(error) => match error {
+                PredictError::UnknownModel { .. } => (S::NOT_FOUND, "unknown_model", O::BadRequest),
+                PredictError::UnknownVersion { .. } => {
+                    (S::NOT_FOUND, "unknown_version", O::BadRequest)
+                }
+                PredictError::NotReady { .. } => {
+                    (S::SERVICE_UNAVAILABLE, "model_not_ready", O::NotReady)
+                }
+                PredictError::Contract(_) => (S::BAD_REQUEST, "contract", O::BadRequest),
+                PredictError::InvalidInput(_) => (S::BAD_REQUEST, "invalid_input", O::BadRequest),
+                PredictError::Shed(_) => (S::SERVICE_UNAVAILABLE, "overloaded", O::Shed),
+                PredictError::Deadline { .. } => (S::GATEWAY_TIMEOUT, "deadline", O::Deadline),
+                PredictError::LaneLost => (S::INTERNAL_SERVER_ERROR, "lane_lost", O::Failed),
+                PredictError::Runtime(_) => (S::INTERNAL_SERVER_ERROR, "runtime", O::Failed),
+                // The enum may grow; what it grows by must be given a line above, and is ours until then.
+                _ => (S::INTERNAL_SERVER_ERROR, "internal", O::Failed),
+            },
+            ApiError::Codec(error) => match error.kind() {
+                ErrorKind::Malformed => (S::BAD_REQUEST, "malformed", O::BadRequest),
+                ErrorKind::TooLarge => (S::PAYLOAD_TOO_LARGE, "too_large", O::BadRequest),
+                ErrorKind::UnsupportedEncoding => {
+                    (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", O::BadRequest)
+                }
+                ErrorKind::NotImplemented => (S::NOT_IMPLEMENTED, "not_implemented", O::BadRequest),
+            },
+            ApiError::Control(error) => match error {
+                ControlError::UnknownModel(_) => (S::NOT_FOUND, "unknown_model", O::BadRequest),
+                ControlError::Load { .. } => (S::BAD_REQUEST, "load_failed", O::Failed),
+                ControlError::Repository(_) => (S::INTERNAL_SERVER_ERROR, "repository", O::Failed),
+                _ => (S::INTERNAL_SERVER_ERROR, "internal", O::Failed),
+            },
+            ApiError::Header { .. } => (S::BAD_REQUEST, "header", O::BadRequest),
+            ApiError::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "too_large", O::BadRequest),
+            ApiError::BodyTimeout(_) => (S::REQUEST_TIMEOUT, "body_timeout", O::BadRequest),
+            ApiError::BodyTruncated(_) => (S::BAD_REQUEST, "truncated", O::BadRequest),
+            ApiError::ControlOff => (S::FORBIDDEN, "control_off", O::BadRequest),
+            ApiError::NotSupported(_) => (S::NOT_IMPLEMENTED, "not_implemented", O::BadRequest),
+            ApiError::Field { .. } => (S::BAD_REQUEST, "malformed", O::BadRequest),
+            ApiError::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal", O::Failed),
+        };
+        Face { status, code, outcome }
+    }
+
+    /// How the request is counted.
+    pub(super) fn outcome(&self) -> Outcome {
+        self.face().outcome
+    }
+
+    fn shed_reason(&self) -> Option<ShedReason> {
+        match self {
+            ApiError::Predict(PredictError::Shed(reason)) => Some(*reason),
+            _ => None,
+        }
+    }
+
+    /// The answer, with the request's id in it.
+    pub(super) fn answer(&self, request_id: Option<&RequestId>) -> Response<Body> {
+        let face = self.face();
+        let mut response = json_error(
+            face.status,
+            face.code,
+            &self.to_string(),
+            request_id.map(RequestId::as_str),
+        );
+        let headers = response.headers_mut();
+        if let Some(reason) = self.shed_reason() {
+            headers.insert(SHED_REASON, HeaderValue::from_static(reason.as_str()));
+        }
+        if matches!(face.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if matches!(
+            self,
+            ApiError::BodyTimeout(_) | ApiError::BodyTruncated(_) | ApiError::BodyTooLarge { .. }
+        ) {
+            // Part of the body is still to come or never will: this connection cannot carry another request.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: &'a str,
+    code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+}
+
+/// An error in the form that every client of the protocol reads: JSON with a member `error`.
+pub(super) fn json_error(
+    status: StatusCode,
+    code: &str,
+    message: &str,
+    request_id: Option<&str>,
+) -> Response<Body> {
+    let body = serde_json::to_vec(&ErrorBody { error: message, code, request_id })
+        .unwrap_or_else(|_| br#"{"error":"the error could not be written"}"#.to_vec());
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// An unknown path.
+pub(super) async fn no_such_route(
+    request_id: Option<axum::Extension<RequestId>>,
+    uri: axum::http::Uri,
+) -> Response<Body> {
+    let path: String = uri.path().chars().take(256).collect();
+    let message = format!("no such route: {path:?}");
+    json_error(StatusCode::NOT_FOUND, "no_such_route", &message, id(&request_id))
+}
+
+/// A known path with a method it does not take.
+pub(super) async fn method_not_allowed(
+    request_id: Option<axum::Extension<RequestId>>,
+    method: axum::http::Method,
+) -> Response<Body> {
+    let message = format!("this route does not take {method}");
+    json_error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &message, id(&request_id))
+}
+
+/// The control routes have as many requests inside as they may.
+pub(super) async fn control_overloaded(_error: tower::BoxError) -> Response<Body> {
+    let mut response = json_error(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "overloaded",
+        "too many control requests at once",
+        None,
+    );
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response.headers_mut().insert(SHED_REASON, HeaderValue::from_static("control"));
+    response
+}
+
+fn id(extension: &Option<axum::Extension<RequestId>>) -> Option<&str> {
+    extension.as_ref().map(|extension| extension.0.as_str())
+}
+
+/// Answers for a handler that panicked.
+#[derive(Clone, Copy)]
+pub(super) struct PanicAnswer;
+
+impl tower_http::catch_panic::ResponseForPanic for PanicAnswer {
+    type ResponseBody = Body;
+
+    fn response_for_panic(&mut self, panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        tracing::error!(panic = text, "handler panicked");
+        json_error(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the server failed while it handled this request",
+            None,
+        )
+    }
+}
+
+/// An error together with the id of its request, as handlers return it.
+pub(super) struct Failed(pub(super) ApiError, pub(super) Option<RequestId>);
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> axum::response::Response {
+        self.0.answer(self.1.as_ref())
+    }
+}

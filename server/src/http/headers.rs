@@ -1,0 +1,118 @@
+//! Deadlines that clients send in headers.
+
+use super::error::ApiError;
+use axum::http::HeaderMap;
+use std::time::Duration;
+
+const REQUEST_TIMEOUT_MS: &str = "x-request-timeout-ms";
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// The shortest of the deadlines that the headers ask for; `None` when they ask for none.
+///
+/// `x-request-timeout-ms`: whole milliseconds. `grpc-timeout`: up to eight digits and a unit, as in the gRPC
+/// protocol: `H M S m u n`.
+pub(super) fn requested_deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let milliseconds = text(headers, REQUEST_TIMEOUT_MS)?
+        .map(|value| {
+            value.parse::<u64>().map(Duration::from_millis).map_err(|_| ApiError::Header {
+                name: REQUEST_TIMEOUT_MS,
+                problem: format!("{:?} is not a whole number of milliseconds", clipped(value)),
+            })
+        })
+        .transpose()?;
+    let grpc = text(headers, GRPC_TIMEOUT)?
+        .map(|value| {
+            grpc_timeout(value).ok_or_else(|| ApiError::Header {
+                name: GRPC_TIMEOUT,
+                problem: format!(
+                    "{:?} is not up to eight digits and one of the units H M S m u n",
+                    clipped(value)
+                ),
+            })
+        })
+        .transpose()?;
+    Ok(match (milliseconds, grpc) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    })
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, ApiError> {
+    headers
+        .get(name)
+        .map(|value| {
+            value.to_str().map_err(|_| ApiError::Header {
+                name,
+                problem: "the value is not ASCII text".to_owned(),
+            })
+        })
+        .transpose()
+}
+
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3_600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+fn clipped(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::{HeaderName, HeaderValue};
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    #[test]
+    fn the_shortest_counts() {
+        let millis = "x-request-timeout-ms";
+        let table = [
+            (headers(&[]), None),
+            (headers(&[(millis, "250")]), Some(Duration::from_millis(250))),
+            (headers(&[("grpc-timeout", "2S")]), Some(Duration::from_secs(2))),
+            (
+                headers(&[("grpc-timeout", "99999999H")]),
+                Some(Duration::from_secs(99_999_999 * 3_600)),
+            ),
+            (
+                headers(&[("grpc-timeout", "100m"), (millis, "250")]),
+                Some(Duration::from_millis(100)),
+            ),
+            (headers(&[("grpc-timeout", "1H"), (millis, "250")]), Some(Duration::from_millis(250))),
+        ];
+        for (headers, expected) in table {
+            assert_eq!(requested_deadline(&headers).unwrap(), expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        for value in ["", "S", "1", "1x", "123456789S", "-1S", "1.5S", "é"] {
+            assert_eq!(grpc_timeout(value), None, "{value}");
+        }
+        let error = requested_deadline(&headers(&[("x-request-timeout-ms", "1.5")])).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "header x-request-timeout-ms: \"1.5\" is not a whole number of milliseconds"
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! `POST /v2/models/{m}[/versions/{v}]/infer`: from an admitted request to its answer.
+
+use super::State;
+use super::admit::Admitted;
+use super::answer::{self, Form};
+use super::body::{self, Bounds};
+use super::error::ApiError;
+use crate::oip::DecodeLimits;
+use crate::oip::encoding::decompress;
+use crate::oip::request::{HEADER_LENGTH, InferRequest, RawInput, decode_infer};
+use axum::body::Body;
+use axum::http::{HeaderMap, Response, header};
+use balm_inference::admission::Permit;
+use balm_inference::predict::{Deadline, PredictError, Prediction};
+use balm_inference::tensor::{NamedTensor, Tensor};
+use balm_inference::version::Serving;
+use bytes::Bytes;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tower::Service;
+
+/// The infer handler, inside admission.
+#[derive(Clone)]
+pub(super) struct Infer {
+    state: State,
+}
+
+impl Infer {
+    pub(super) fn new(state: State) -> Self {
+        Infer { state }
+    }
+}
+
+impl Service<Admitted> for Infer {
+    type Response = Response<Body>;
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ApiError>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), ApiError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, admitted: Admitted) -> Self::Future {
+        Box::pin(infer(self.state.clone(), admitted))
+    }
+}
+
+/// A request that was decoded and keeps the model's contract.
+struct Prepared {
+    inputs: Vec<Tensor>,
+    timeout: Option<Duration>,
+    form: Form,
+    /// Bytes of the body once decompressed.
+    bytes: u64,
+}
+
+async fn infer(state: State, admitted: Admitted) -> Result<Response<Body>, ApiError> {
+    let Admitted { headers, body, serving, mut permit, deadline, arrived } = admitted;
+    let body = read(&state, &serving, body, &mut permit).await?;
+    let decoding = {
+        let serving = Arc::clone(&serving);
+        let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
+        let header_length = text(&headers, HEADER_LENGTH)?;
+        move || prepare(&serving, &body, encoding.as_deref(), header_length.as_deref())
+    };
+    let size = usize::try_from(permit.bytes()).unwrap_or(usize::MAX);
+    let Prepared { inputs, timeout, form, bytes } = body::offload(size, decoding).await??;
+    if let Some(more) = bytes.checked_sub(permit.bytes()) {
+        permit.reserve(more).map_err(PredictError::Shed)?;
+    }
+    let deadline = serving.deadline(arrived, shorter(deadline, timeout));
+    let prediction = run(&serving, inputs, form.selected.clone(), deadline, permit).await?;
+    answer::infer(&serving, prediction, form).await
+}
+
+/// Waits for the outputs. Dropping the future, because the client has left, cancels the job.
+pub(super) async fn run(
+    serving: &Serving,
+    inputs: Vec<Tensor>,
+    outputs: Vec<usize>,
+    deadline: Deadline,
+    permit: Permit,
+) -> Result<Prediction, ApiError> {
+    Ok(serving.submit(inputs, outputs, deadline, permit)?.wait().await?)
+}
+
+/// Reads the body under the model's bounds.
+pub(super) async fn read(
+    state: &State,
+    serving: &Serving,
+    body: Body,
+    permit: &mut Permit,
+) -> Result<Bytes, ApiError> {
+    let bounds = Bounds { bytes: serving.settings.max_body_bytes, time: state.0.body_timeout };
+    body::read(body, &bounds, Some(permit)).await
+}
+
+/// Decompresses, decodes and checks: pure work on bytes.
+fn prepare(
+    serving: &Serving,
+    body: &Bytes,
+    encoding: Option<&str>,
+    header_length: Option<&str>,
+) -> Result<Prepared, ApiError> {
+    let limit = usize::try_from(serving.settings.max_body_bytes).unwrap_or(usize::MAX);
+    let body = decompress(body.clone(), encoding, limit)?;
+    let raw = RawInput { inputs: &serving.contract.inputs, batched: serving.contract.is_batched() };
+    let request = decode_infer(&body, header_length, raw, &DecodeLimits::default())?;
+    let InferRequest { id, parameters, inputs, outputs: requested, default_binary } = request;
+    let selected = serving
+        .contract
+        .select_outputs(requested.iter().map(|output| output.name.as_str()))
+        .map_err(PredictError::Contract)?;
+    let inputs = accept(serving, inputs)?;
+    Ok(Prepared {
+        inputs,
+        // Triton's clients send 0 for "none".
+        timeout: parameters.timeout_us.filter(|us| *us > 0).map(Duration::from_micros),
+        form: Form { selected, requested, default_binary, id },
+        bytes: body.len() as u64,
+    })
+}
+
+/// Checks the inputs against the model.
+pub(super) fn accept(serving: &Serving, inputs: Vec<NamedTensor>) -> Result<Vec<Tensor>, ApiError> {
+    Ok(serving.accept(inputs).map_err(PredictError::Contract)?)
+}
+
+/// The shorter of two allowances, either of which may not have been asked for.
+pub(super) fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The text of a header, owned because decoding may move to another thread.
+pub(super) fn text(headers: &HeaderMap, name: &str) -> Result<Option<String>, ApiError> {
+    headers
+        .get(name)
+        .map(|value| {
+            value.to_str().map(str::to_owned).map_err(|_| ApiError::Field {
+                field: format!("header {name}"),
+                problem: "the value is not ASCII text".to_owned(),
+            })
+        })
+        .transpose()
+}

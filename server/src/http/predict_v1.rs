@@ -1,0 +1,92 @@
+//! `POST /v1/models/{m}:predict`: the older, shorter dialect of TensorFlow Serving and KServe, for a person with curl.
+
+use super::State;
+use super::admit::Admitted;
+use super::answer;
+use super::body;
+use super::error::ApiError;
+use super::infer::{accept, read, run, text};
+use crate::oip::DecodeLimits;
+use crate::oip::encoding::decompress;
+use crate::oip::v1::{PredictForm, PredictRequest, decode_predict, encode_predict};
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, header};
+use balm_inference::predict::PredictError;
+use balm_inference::tensor::Tensor;
+use balm_inference::version::Serving;
+use bytes::Bytes;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tower::Service;
+
+/// The v1 predict handler, inside admission.
+#[derive(Clone)]
+pub(super) struct PredictV1 {
+    state: State,
+}
+
+impl PredictV1 {
+    pub(super) fn new(state: State) -> Self {
+        PredictV1 { state }
+    }
+}
+
+impl Service<Admitted> for PredictV1 {
+    type Response = Response<Body>;
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ApiError>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), ApiError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, admitted: Admitted) -> Self::Future {
+        Box::pin(predict(self.state.clone(), admitted))
+    }
+}
+
+async fn predict(state: State, admitted: Admitted) -> Result<Response<Body>, ApiError> {
+    let Admitted { headers, body, serving, mut permit, deadline, arrived } = admitted;
+    let body = read(&state, &serving, body, &mut permit).await?;
+    let decoding = {
+        let serving = Arc::clone(&serving);
+        let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
+        move || prepare(&serving, &body, encoding.as_deref())
+    };
+    let size = usize::try_from(permit.bytes()).unwrap_or(usize::MAX);
+    let (inputs, form, bytes) = body::offload(size, decoding).await??;
+    if let Some(more) = bytes.checked_sub(permit.bytes()) {
+        permit.reserve(more).map_err(PredictError::Shed)?;
+    }
+    let deadline = serving.deadline(arrived, deadline);
+    let all: Vec<usize> = (0..serving.contract.outputs.len()).collect();
+    let prediction = run(&serving, inputs, all, deadline, permit).await?;
+    let size = prediction.outputs.iter().map(Tensor::byte_size).sum();
+    let encoding = {
+        let serving = Arc::clone(&serving);
+        move || {
+            let names = serving.contract.outputs.iter().map(|spec| spec.name.as_str());
+            let outputs: Vec<(&str, &Tensor)> = names.zip(&prediction.outputs).collect();
+            encode_predict(form, &outputs)
+        }
+    };
+    let encoded = body::offload(size, encoding).await??;
+    let mut response = Response::new(Body::from(encoded));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer::add_digest(headers, &serving);
+    Ok(response)
+}
+
+type Prepared = (Vec<Tensor>, PredictForm, u64);
+
+fn prepare(serving: &Serving, body: &Bytes, encoding: Option<&str>) -> Result<Prepared, ApiError> {
+    let limit = usize::try_from(serving.settings.max_body_bytes).unwrap_or(usize::MAX);
+    let body = decompress(body.clone(), encoding, limit)?;
+    let PredictRequest { inputs, form } =
+        decode_predict(&body, &serving.contract, &DecodeLimits::default())?;
+    let inputs = accept(serving, inputs)?;
+    Ok((inputs, form, body.len() as u64))
+}
