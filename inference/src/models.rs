@@ -64,6 +64,8 @@ pub struct Model {
     gate: Arc<ModelGate>,
     shed: ShedCounters,
     declared: AtomicBool,
+    /// Unloaded by request, and not loaded again since.
+    withdrawn: AtomicBool,
     /// Ascending by number.
     versions: ArcSwap<Vec<Arc<Version>>>,
     /// The version that answers when a request names none.
@@ -197,6 +199,7 @@ impl Inner {
             gate: Arc::new(ModelGate::new(0)),
             shed: self.metrics.shed(name),
             declared: AtomicBool::new(declared),
+            withdrawn: AtomicBool::new(false),
             versions: ArcSwap::default(),
             current: ArcSwapOption::empty(),
             control: Mutex::new(()),
@@ -225,9 +228,9 @@ impl Model {
         &self.shed
     }
 
-    /// Whether readiness is judged by this model.
+    /// Whether readiness is judged by this model: it was there at the start and was not unloaded since.
     pub fn declared(&self) -> bool {
-        self.declared.load(Ordering::Acquire)
+        self.declared.load(Ordering::Acquire) && !self.withdrawn.load(Ordering::Acquire)
     }
 
     /// What answers for `version`, or for the current one when none is named.

@@ -72,19 +72,17 @@ impl OnnxEngine {
             GraphOptimization::Extended => GraphOptimizationLevel::Level2,
             GraphOptimization::All => GraphOptimizationLevel::All,
         };
-        let refused =
-            |error: ort::Error<SessionBuilder>| BuildError::Graph(one_line(error.message()));
-        SessionBuilder::new(&self.environment)
+        let builder = SessionBuilder::new(&self.environment)
             .map_err(|error| BuildError::Graph(one_line(error.message())))?
-            .with_no_environment_execution_providers()
-            .and_then(|builder| builder.with_intra_threads(options.threads))
-            .and_then(|builder| builder.with_inter_threads(1))
+            .with_no_environment_execution_providers()?
+            .with_intra_threads(options.threads)?
+            .with_inter_threads(1)?
             // Spinning threads take the cores from the other lanes and from HTTP: intra-op 2 was once seen to fall
             // from 19 to 1.8 runs a second beside other work.
-            .and_then(|builder| builder.with_intra_op_spinning(false))
-            .and_then(|builder| builder.with_inter_op_spinning(false))
-            .and_then(|builder| builder.with_optimization_level(level))
-            .map_err(refused)
+            .with_intra_op_spinning(false)?
+            .with_inter_op_spinning(false)?
+            .with_optimization_level(level)?;
+        Ok(builder)
     }
 
     fn commit(
@@ -95,9 +93,8 @@ impl OnnxEngine {
     ) -> Result<ort::session::Session, BuildError> {
         let mut builder = provider::register(self.builder(options)?, providers)?;
         for (location, data) in bytes.external {
-            builder = builder
-                .with_external_initializer_file_in_memory(location, Arc::clone(data))
-                .map_err(|error| BuildError::Graph(one_line(error.message())))?;
+            builder =
+                builder.with_external_initializer_file_in_memory(location, Arc::clone(data))?;
         }
         builder
             .commit_from_memory(bytes.model)
@@ -132,6 +129,13 @@ impl Engine for OnnxEngine {
         };
         let options = new_run_options()?;
         Ok(Box::new(OnnxSession { session, contract, placement, options }))
+    }
+}
+
+/// An option that the library does not take is told as the graph's trouble: options come from `model.toml`.
+impl From<ort::Error<SessionBuilder>> for BuildError {
+    fn from(error: ort::Error<SessionBuilder>) -> Self {
+        BuildError::Graph(one_line(error.message()))
     }
 }
 

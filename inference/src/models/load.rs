@@ -75,14 +75,24 @@ impl Models {
 
     /// Reads the repository again for one model and loads what its version policy asks for. Blocks.
     ///
+    /// Readiness is not judged by a model that was not there at the start, unless there was none at all.
+    ///
     /// # Errors
     /// [`ControlError`]; what served before goes on serving.
     pub fn load(&self, name: &str) -> Result<(), ControlError> {
         let Some(entry) = self.0.repository.find(name) else {
             return Err(ControlError::UnknownModel(name.chars().take(128).collect()));
         };
-        let model = self.0.entry(&entry.name, false);
-        self.0.load_entry(&model, &entry)
+        let model = self.0.entry(&entry.name, self.declares_nothing());
+        self.0.load_entry(&model, &entry)?;
+        model.withdrawn.store(false, Ordering::Release);
+        self.0.changed();
+        Ok(())
+    }
+
+    /// Whether the server was started without any model. Then the first one that is loaded is what it is there for.
+    fn declares_nothing(&self) -> bool {
+        self.all().iter().all(|model| !model.declared.load(Ordering::Acquire))
     }
 
     /// Lets a model go: what waits is still answered, then its sessions end. Blocks only for the bookkeeping.
@@ -97,7 +107,7 @@ impl Models {
             .model(name)
             .map_err(|_| ControlError::UnknownModel(name.chars().take(128).collect()))?;
         let _control = model.control.lock();
-        model.withdraw();
+        model.withdrawn.store(true, Ordering::Release);
         for version in model.versions.load().iter() {
             version.unload();
         }
@@ -109,10 +119,6 @@ impl Models {
 }
 
 impl Model {
-    fn withdraw(&self) {
-        self.declared.store(false, Ordering::Release);
-    }
-
     /// Makes the list of versions that of the repository; versions that serve stay, whatever the disk says.
     fn set_versions(&self, inner: &Inner, numbers: &[u64]) {
         let before = self.versions.load();

@@ -24,9 +24,7 @@ pub(super) fn register(
             })?;
     }
     if !providers.contains(&Provider::Cpu) {
-        builder = builder
-            .with_disable_cpu_fallback()
-            .map_err(|error| BuildError::Graph(one_line(error.message())))?;
+        builder = builder.with_disable_cpu_fallback()?;
     }
     Ok(builder)
 }

@@ -1,0 +1,482 @@
+//! Lanes, loads and cancels under a scripted engine: what must hold whatever the runtime does.
+//!
+//! The real runtime is tested by the black-box suite in `server/tests/clients`; here it panics, hangs and fails on demand.
+
+use balm_inference::admission::{Gate, GateLimits};
+use balm_inference::contract::{Contract, Dimension, TensorSpec};
+use balm_inference::datatype::Datatype;
+use balm_inference::effective::ModelDefaults;
+use balm_inference::engine::{
+    BuildError, Cancel, Engine, EngineInfo, ModelBytes, Placement, RunError, RunOutput, Session,
+    SessionOptions,
+};
+use balm_inference::integrity::Policy;
+use balm_inference::metrics::Metrics;
+use balm_inference::models::{Models, ModelsOptions};
+use balm_inference::predict::{Pending, PredictError, Prediction};
+use balm_inference::provider::Provider;
+use balm_inference::repository::Repository;
+use balm_inference::tensor::{Tensor, TensorData};
+use balm_probes::{ModelState, ReadinessPolicy, ServerPhase, readiness};
+use bytes::Bytes;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+// ===== the scripted engine =====
+
+/// What the first element of a request makes the engine do.
+const ECHO: i64 = 0;
+const PANIC: i64 = 1;
+const HANG: i64 = 2;
+const FAIL: i64 = 3;
+
+#[derive(Default)]
+struct Script {
+    runs: AtomicU64,
+    builds: AtomicU64,
+    /// Builds fail for model files of this size.
+    refuse_size: AtomicU64,
+    degraded: AtomicBool,
+}
+
+struct ScriptedEngine(Arc<Script>);
+
+impl Engine for ScriptedEngine {
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            name: "scripted",
+            version: "0".to_owned(),
+            build: String::new(),
+            library: String::new(),
+        }
+    }
+
+    fn build(
+        &self,
+        bytes: ModelBytes<'_>,
+        options: &SessionOptions,
+    ) -> Result<Box<dyn Session>, BuildError> {
+        self.0.builds.fetch_add(1, Ordering::SeqCst);
+        if bytes.model.len() as u64 == self.0.refuse_size.load(Ordering::SeqCst) {
+            return Err(BuildError::Graph("scripted refusal".to_owned()));
+        }
+        let spec = |name: &str| TensorSpec {
+            name: name.to_owned(),
+            datatype: Datatype::Int64,
+            shape: Some(vec![Dimension::Dynamic(None)]),
+        };
+        let degraded = self.0.degraded.load(Ordering::SeqCst);
+        Ok(Box::new(ScriptedSession {
+            script: Arc::clone(&self.0),
+            contract: Contract { inputs: vec![spec("x")], outputs: vec![spec("y")] },
+            placement: Placement {
+                providers: options.providers.clone(),
+                degraded: degraded.then(|| "scripted".to_owned()),
+            },
+            stop: Arc::new(Stop::default()),
+        }))
+    }
+}
+
+#[derive(Default)]
+struct Stop {
+    told: Mutex<bool>,
+    bell: Condvar,
+}
+
+impl Cancel for Stop {
+    fn cancel(&self) {
+        *self.told.lock().unwrap() = true;
+        self.bell.notify_all();
+    }
+}
+
+struct ScriptedSession {
+    script: Arc<Script>,
+    contract: Contract,
+    placement: Placement,
+    stop: Arc<Stop>,
+}
+
+impl Session for ScriptedSession {
+    fn contract(&self) -> &Contract {
+        &self.contract
+    }
+
+    fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    fn canceller(&self) -> Arc<dyn Cancel> {
+        self.stop.clone()
+    }
+
+    fn rearm(&mut self) {
+        *self.stop.told.lock().unwrap() = false;
+    }
+
+    fn run(&mut self, inputs: &[Tensor], _outputs: &[usize]) -> Result<RunOutput, RunError> {
+        self.script.runs.fetch_add(1, Ordering::SeqCst);
+        let TensorData::Raw(raw) = inputs[0].data() else { unreachable!() };
+        match i64::from_le_bytes(raw[..8].try_into().unwrap()) {
+            PANIC => panic!("scripted panic"),
+            HANG => {
+                let told = self.stop.told.lock().unwrap();
+                let (told, timeout) = self
+                    .stop
+                    .bell
+                    .wait_timeout_while(told, Duration::from_secs(20), |told| !*told)
+                    .unwrap();
+                drop(told);
+                assert!(!timeout.timed_out(), "nobody cancelled the run");
+                Err(RunError::Terminated)
+            }
+            FAIL => Err(RunError::Runtime("scripted failure".to_owned())),
+            _ => Ok(RunOutput {
+                outputs: vec![inputs[0].clone()],
+                input_time: Duration::ZERO,
+                infer_time: Duration::ZERO,
+                output_time: Duration::ZERO,
+            }),
+        }
+    }
+}
+
+// ===== a server without sockets =====
+
+struct House {
+    script: Arc<Script>,
+    models: Models,
+    repository: tempfile::TempDir,
+}
+
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models");
+
+impl House {
+    fn new(lanes: usize) -> Self {
+        let repository = tempfile::tempdir().unwrap();
+        add_version(repository.path(), "m", 1, "iris");
+        let script = Arc::new(Script::default());
+        let options = ModelsOptions {
+            defaults: ModelDefaults {
+                lanes,
+                threads: 1,
+                providers: vec![Provider::Cpu],
+                fallback_to_cpu: false,
+                default_deadline: Duration::from_secs(20),
+                max_deadline: Duration::from_secs(20),
+                max_batch_rows: 1024,
+                max_in_flight: None,
+                max_body_bytes: 1 << 20,
+            },
+            integrity: Policy::Digest,
+            max_file_bytes: 1 << 30,
+            parallel_loads: 2,
+        };
+        let gate = Arc::new(Gate::new(GateLimits { in_flight: 100, bytes: 1 << 20 }));
+        let models = Models::new(
+            Arc::new(ScriptedEngine(Arc::clone(&script))),
+            Repository::open(repository.path()).unwrap(),
+            options,
+            gate,
+            Metrics::register(&prometheus::Registry::new()).unwrap(),
+        );
+        House { script, models, repository }
+    }
+
+    fn loaded(lanes: usize) -> Self {
+        let house = House::new(lanes);
+        house.load_all();
+        house.until("all lanes healthy", |house| house.healthy() as usize == lanes);
+        house
+    }
+
+    fn load_all(&self) {
+        self.models.load_all().unwrap();
+        self.models.enter(ServerPhase::Running);
+    }
+
+    fn submit(&self, command: i64, allowance: Duration) -> Result<Pending, PredictError> {
+        let model = self.models.model("m")?;
+        let serving = model.serving(None)?;
+        let permit = self.models.gate().admit(model.gate(), 8).map_err(PredictError::Shed)?;
+        let data = Bytes::copy_from_slice(&command.to_le_bytes());
+        let input = Tensor::raw(Datatype::Int64, vec![1], data).unwrap();
+        let deadline = serving.deadline(Instant::now(), Some(allowance));
+        serving.submit(vec![input], vec![0], deadline, permit)
+    }
+
+    async fn ask(&self, command: i64) -> Result<Prediction, PredictError> {
+        self.submit(command, Duration::from_secs(20))?.wait().await
+    }
+
+    fn healthy(&self) -> u32 {
+        self.models.report().models[0].versions.last().map_or(0, |version| version.lanes.healthy)
+    }
+
+    fn state(&self, version: u64) -> ModelState {
+        self.models.report().models[0].version(version).unwrap().state
+    }
+
+    fn reason(&self, version: u64) -> String {
+        let report = self.models.report();
+        report.models[0].version(version).unwrap().reason.clone().unwrap_or_default()
+    }
+
+    fn ready(&self) -> bool {
+        readiness(&self.models.report(), &ReadinessPolicy::All).ready
+    }
+
+    fn runs(&self) -> u64 {
+        self.script.runs.load(Ordering::SeqCst)
+    }
+
+    fn idle(&self) -> bool {
+        self.models.gate().in_flight() == 0 && self.models.gate().bytes_in_flight() == 0
+    }
+
+    /// Waits for a state, never for a time.
+    fn until(&self, what: &str, reached: impl Fn(&House) -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !reached(self) {
+            assert!(Instant::now() < end, "not reached: {what}; {:?}", self.models.report());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+fn add_version(repository: &Path, model: &str, version: u64, source: &str) {
+    let folder = repository.join(model).join(version.to_string());
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(Path::new(SHIPPED).join(source).join("1/model.onnx"), folder.join("model.onnx"))
+        .unwrap();
+}
+
+// ===== lanes =====
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_is_an_answer_to_one_request_and_a_new_lane() {
+    let house = House::loaded(1);
+    assert_eq!(house.ask(PANIC).await.unwrap_err(), PredictError::LaneLost);
+    // Asked while the lane is being replaced: waits for the new one.
+    assert_eq!(house.ask(ECHO).await.unwrap().outputs.len(), 1);
+    house.until("lane replaced", |house| house.healthy() == 1);
+    assert_eq!(house.state(1), ModelState::Ready);
+    assert_eq!(house.reason(1), "", "a healed lane leaves no complaint behind");
+    assert_eq!(house.script.builds.load(Ordering::SeqCst), 2);
+    assert!(house.idle());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_keeps_dying_is_given_up_and_told() {
+    let house = House::loaded(1);
+    for _ in 0..6 {
+        assert_eq!(house.ask(PANIC).await.unwrap_err(), PredictError::LaneLost);
+    }
+    house.until("not ready", |house| !house.ready());
+    assert!(house.reason(1).contains("died more than 5 times"), "{}", house.reason(1));
+    let error = house.ask(ECHO).await.unwrap_err();
+    assert!(matches!(error, PredictError::NotReady { .. }), "{error:?}");
+    assert!(house.idle());
+    // A load makes it whole again.
+    house.models.load("m").unwrap();
+    assert!(house.ask(ECHO).await.is_ok());
+    house.until("ready", House::ready);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_stops_the_run_and_frees_the_lane() {
+    let house = House::loaded(1);
+    let begun = Instant::now();
+    let error = house.submit(HANG, Duration::from_millis(60)).unwrap().wait().await.unwrap_err();
+    assert_eq!(error, PredictError::Deadline { deadline_ms: 60, phase: "ran" });
+    assert!(begun.elapsed() >= Duration::from_millis(60));
+    assert!(house.ask(ECHO).await.is_ok(), "the same lane serves on");
+    assert_eq!(house.script.builds.load(Ordering::SeqCst), 1, "no session was rebuilt");
+    house.until("idle", House::idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_past_the_deadline_is_never_run() {
+    let house = House::loaded(1);
+    let hanging = house.submit(HANG, Duration::from_secs(20)).unwrap();
+    house.until("running", |house| house.runs() == 1);
+    let error = house.submit(ECHO, Duration::from_millis(30)).unwrap().wait().await.unwrap_err();
+    assert_eq!(error, PredictError::Deadline { deadline_ms: 30, phase: "waited" });
+    drop(hanging);
+    house.until("idle", House::idle);
+    assert!(house.ask(ECHO).await.is_ok());
+    assert_eq!(house.runs(), 2, "the one that hung and the last one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_left_is_not_computed_for_and_stops_nobody_else() {
+    let house = House::loaded(1);
+    let hanging = house.submit(HANG, Duration::from_secs(20)).unwrap();
+    house.until("running", |house| house.runs() == 1);
+    let left = house.submit(ECHO, Duration::from_secs(20)).unwrap();
+    let stays = house.submit(ECHO, Duration::from_secs(20)).unwrap();
+    drop(left);
+    assert_eq!(house.models.gate().in_flight(), 3, "a place is free when the lane says so");
+    drop(hanging);
+    assert!(stays.wait().await.is_ok());
+    house.until("idle", House::idle);
+    assert_eq!(house.runs(), 2, "the one that left was never run");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_hanging_lane_leaves_the_other_serving() {
+    let house = House::loaded(2);
+    let hanging = house.submit(HANG, Duration::from_secs(20)).unwrap();
+    house.until("running", |house| house.runs() == 1);
+    for _ in 0..20 {
+        assert!(house.ask(ECHO).await.is_ok());
+    }
+    drop(hanging);
+    house.until("idle", House::idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancels_and_runs_never_hit_the_wrong_one() {
+    let house = Arc::new(House::loaded(2));
+    let mut tasks = Vec::new();
+    for worker in 0..8u64 {
+        let house = Arc::clone(&house);
+        tasks.push(tokio::spawn(async move {
+            for round in 0..200u64 {
+                if (worker + round) % 4 == 0 {
+                    // Comes and goes: its cancel lands before, during or after the run.
+                    let pending = house.submit(ECHO, Duration::from_secs(20)).unwrap();
+                    if round % 3 == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                    drop(pending);
+                } else {
+                    let answer = house.ask(ECHO).await;
+                    assert!(answer.is_ok(), "a bystander was stopped: {answer:?}");
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    house.until("idle", |house| house.idle());
+}
+
+#[tokio::test]
+async fn a_failed_run_is_told_and_costs_no_lane() {
+    let house = House::loaded(1);
+    let error = house.ask(FAIL).await.unwrap_err();
+    assert_eq!(error, PredictError::Runtime("scripted failure".to_owned()));
+    assert!(house.ask(ECHO).await.is_ok());
+    assert_eq!(house.healthy(), 1);
+}
+
+// ===== the route of a model =====
+
+#[test]
+fn a_refused_newest_version_leaves_the_older_one_serving() {
+    let house = House::new(1);
+    add_version(house.repository.path(), "m", 2, "digits");
+    let size = std::fs::metadata(Path::new(SHIPPED).join("digits/1/model.onnx")).unwrap().len();
+    house.script.refuse_size.store(size, Ordering::SeqCst);
+    house.load_all();
+    assert_eq!((house.state(1), house.state(2)), (ModelState::Ready, ModelState::Failed));
+    assert!(house.reason(2).contains("scripted refusal"));
+    let serving = house.models.model("m").unwrap().serving(None).unwrap();
+    assert_eq!(serving.version, 1);
+    assert!(house.ready());
+}
+
+#[test]
+fn a_new_version_takes_over_and_the_old_one_goes() {
+    let house = House::loaded(1);
+    add_version(house.repository.path(), "m", 2, "digits");
+    house.models.load("m").unwrap();
+    assert_eq!((house.state(1), house.state(2)), (ModelState::Unloaded, ModelState::Ready));
+    let model = house.models.model("m").unwrap();
+    assert_eq!(model.serving(None).unwrap().version, 2);
+    assert!(matches!(model.serving(Some("1")), Err(PredictError::NotReady { .. })));
+    assert!(matches!(model.serving(Some("9")), Err(PredictError::UnknownVersion { .. })));
+    assert!(house.ready());
+}
+
+#[test]
+fn a_reload_of_the_same_bytes_builds_nothing() {
+    let house = House::loaded(1);
+    house.models.load("m").unwrap();
+    assert_eq!(house.script.builds.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_reload_that_is_refused_leaves_the_old_bytes_serving() {
+    let house = House::loaded(1);
+    let file = house.repository.path().join("m/1/model.onnx");
+    std::fs::write(&file, b"no model").unwrap();
+    let error = house.models.load("m").unwrap_err().to_string();
+    assert!(error.contains("version 1"), "{error}");
+    assert_eq!(house.state(1), ModelState::Ready);
+    assert!(house.reason(1).contains("a reload was refused"), "{}", house.reason(1));
+    assert!(house.ready());
+}
+
+#[test]
+fn a_wrong_golden_answer_is_quarantined() {
+    let house = House::new(1);
+    let golden = r#"{"cases":[{"name":"lie","tolerance":0,
+        "inputs":[{"name":"x","datatype":"INT64","shape":[1],"data":[0]}],
+        "outputs":[{"name":"y","datatype":"INT64","shape":[1],"data":[7]}]}]}"#;
+    std::fs::write(house.repository.path().join("m/1/golden.json"), golden).unwrap();
+    house.load_all();
+    assert_eq!(house.state(1), ModelState::Quarantined);
+    assert!(house.reason(1).contains("golden case \"lie\""), "{}", house.reason(1));
+    assert!(!house.ready());
+}
+
+#[test]
+fn unloading_is_a_choice_and_an_empty_server_is_not_ready() {
+    let house = House::loaded(1);
+    add_version(house.repository.path(), "other", 1, "iris");
+    house.models.load("other").unwrap();
+    assert!(house.ready());
+    house.models.unload("m").unwrap();
+    assert!(!house.ready(), "what was loaded later was never declared");
+    assert!(house.models.model("m").unwrap().serving(None).is_err());
+    assert!(house.models.unload("nobody").is_err());
+    house.models.load("m").unwrap();
+    assert!(house.models.model("m").unwrap().serving(None).is_ok());
+    assert!(house.ready(), "loaded again, it is declared again");
+}
+
+#[test]
+fn the_first_model_of_an_empty_server_is_what_it_is_there_for() {
+    let house = House::new(1);
+    std::fs::remove_dir_all(house.repository.path().join("m")).unwrap();
+    house.load_all();
+    assert!(!house.ready(), "empty is not ready");
+    add_version(house.repository.path(), "late", 1, "iris");
+    house.models.load("late").unwrap();
+    assert!(house.ready());
+}
+
+#[test]
+fn another_provider_than_asked_for_is_degraded_and_serves() {
+    let house = House::new(1);
+    house.script.degraded.store(true, Ordering::SeqCst);
+    house.load_all();
+    assert_eq!(house.state(1), ModelState::Degraded);
+    assert!(house.ready());
+}
+
+#[tokio::test]
+async fn a_server_that_stops_admits_nobody() {
+    let house = House::loaded(1);
+    house.models.enter(ServerPhase::Draining);
+    assert!(!house.ready(), "not ready at once");
+    assert!(house.ask(ECHO).await.is_ok(), "and still serving");
+    house.models.enter(ServerPhase::Stopped);
+    assert!(matches!(house.ask(ECHO).await, Err(PredictError::Shed(_))));
+}
