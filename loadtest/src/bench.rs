@@ -52,14 +52,15 @@ pub(crate) async fn run(args: &BenchArgs) -> Result<Report> {
         .collect::<Result<Vec<_>>>()?;
     let balm = version(&plan.balm).await?;
     progress(&format!("{}; about {} s", first_line(&balm), expected(&plan).as_secs()));
-    let (throughput, onnxruntime) = throughput::measure(&plan, &measurands).await?;
+    let throughput = throughput::measure(&plan, &measurands).await?;
     let mut start_up = Vec::new();
     for measurand in measurands.iter().filter(|measurand| STARTED.contains(&measurand.name())) {
         start_up.extend(start_up::measure(&plan, measurand).await?);
     }
     Ok(Report {
         balm: first_line(&balm).to_owned(),
-        onnxruntime,
+        // The link's target carries the version in its name.
+        onnxruntime: plan.library.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         machine,
         lanes: plan.lanes,
         rounds: plan.rounds,

@@ -72,6 +72,8 @@ pub(crate) struct Row {
     pub(crate) to_noop: Option<Summary>,
     /// p50 above that of ONNX Runtime alone on one thread, for the lone client.
     pub(crate) added_p50_us: Option<Summary>,
+    /// p50 above that of the no-op route, for the lone client: what is not the network's.
+    pub(crate) added_to_noop_us: Option<Summary>,
     /// Means over the rounds; none where the measurement is made in the child.
     pub(crate) cores: Option<Cores>,
 }
@@ -154,6 +156,10 @@ impl Row {
         let p50: fn(&Measured) -> f64 = |measured| measured.p50_us;
         let beside = |key| Summary::of_pairs(&own(rate), &column(key, rate), |a, b| a / b);
         let balm = subject == Subject::Balm;
+        let above = |key| {
+            let added = Summary::of_pairs(&own(p50), &column(key, p50), |a, b| a - b);
+            added.filter(|_| balm && at_once == 1)
+        };
         Some(Row {
             subject,
             at_once,
@@ -162,12 +168,8 @@ impl Row {
             p99_us: Summary::of(own(|measured| measured.p99_us))?,
             to_ort_alone: balm.then(|| beside((Subject::OrtAlone, lanes))).flatten(),
             to_noop: balm.then(|| beside((Subject::Noop, at_once))).flatten(),
-            added_p50_us: (balm && at_once == 1)
-                .then(|| {
-                    let alone = column((Subject::OrtAlone, 1), p50);
-                    Summary::of_pairs(&own(p50), &alone, |a, b| a - b)
-                })
-                .flatten(),
+            added_p50_us: above((Subject::OrtAlone, 1)),
+            added_to_noop_us: above((Subject::Noop, 1)),
             cores: (subject != Subject::OrtAlone)
                 .then(|| mean_cores(series.get(&(subject, at_once))?))
                 .flatten(),

@@ -14,15 +14,17 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::client::{Connection, ExchangeError};
+use crate::client::Connection;
 use crate::closed_loop::Work;
 
 /// How long a server may take to say where it listens, and again until its first right answer.
-const START_LIMIT: Duration = Duration::from_secs(120);
+const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to end when told to.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// A server that is still loading is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(1);
+/// Answers of a server that may be right yet.
+const NOT_YET: [StatusCode; 2] = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::NOT_FOUND];
 /// How much of its log is shown when it fails.
 const LOG_LINES_SHOWN: usize = 12;
 
@@ -102,7 +104,7 @@ impl Server {
         let stdout = child.stdout.take().context("stdout of the server is not a pipe")?;
         let address = match timeout(START_LIMIT, announced(stdout)).await {
             Ok(Ok(address)) => address,
-            Ok(Err(error)) => return Err(error.context(last_words(&settings.log))),
+            Ok(Err(error)) => bail!("{error:#}\n{}", last_words(&settings.log)),
             Err(_) => {
                 bail!("the server does not say where it listens\n{}", last_words(&settings.log))
             }
@@ -120,20 +122,21 @@ impl Server {
 
     /// Asks until the server gives the right answer; how long that took since it was started.
     pub(crate) async fn first_right_answer(&mut self, work: &Work) -> Result<Duration> {
-        let answered = timeout(START_LIMIT, self.ask_until_right(work)).await;
-        match answered {
+        let mut last_refusal = String::new();
+        match timeout(START_LIMIT, self.ask_until_right(work, &mut last_refusal)).await {
             Ok(Ok(())) => Ok(self.begun.elapsed()),
-            Ok(Err(error)) => Err(error.context(last_words(&self.log))),
-            Err(_) => bail!("no right answer in time\n{}", last_words(&self.log)),
+            Ok(Err(error)) => bail!("{error:#}\n{}", last_words(&self.log)),
+            Err(_) => bail!("no right answer but {last_refusal}\n{}", last_words(&self.log)),
         }
     }
 
-    async fn ask_until_right(&mut self, work: &Work) -> Result<()> {
+    async fn ask_until_right(&mut self, work: &Work, last_refusal: &mut String) -> Result<()> {
         loop {
             match self.ask(work).await? {
                 Answer::Right => return Ok(()),
-                Answer::NotYet => sleep(ASK_AGAIN).await,
+                Answer::NotYet(refusal) => *last_refusal = refusal,
             }
+            sleep(ASK_AGAIN).await;
             if let Some(status) = self.child.try_wait()? {
                 bail!("the server has ended: {status}");
             }
@@ -146,20 +149,19 @@ impl Server {
             Err(error) => Err(error),
         };
         match reply {
-            // What a server says that is there and still loads.
-            Ok(reply) if reply.status == StatusCode::SERVICE_UNAVAILABLE => Ok(Answer::NotYet),
+            // What a server says that still loads, or has not even looked what there is to load.
+            Ok(reply) if NOT_YET.contains(&reply.status) => Ok(Answer::NotYet(reply.excerpt())),
             Ok(reply) => work.expect.judge(&reply, true).map(|()| Answer::Right),
-            Err(ExchangeError::Connect(..) | ExchangeError::Http(_) | ExchangeError::Closed) => {
-                Ok(Answer::NotYet)
-            }
+            Err(error) => Ok(Answer::NotYet(error.to_string())),
         }
     }
 
     /// Tells the server to end, and kills it when it does not.
     pub(crate) async fn stop(mut self) -> Result<()> {
-        if let Some(process) = i32::try_from(self.process).ok().and_then(Pid::from_raw) {
-            // It may have ended by itself; then there is nothing to tell.
-            let _ = kill_process(process, Signal::TERM);
+        // None when its end has been noticed already: the id may be somebody else's by now.
+        let process = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        if let Some(process) = process {
+            kill_process(process, Signal::TERM).context("SIGTERM to the server")?;
         }
         match timeout(STOP_LIMIT, self.child.wait()).await {
             Ok(ended) => {
@@ -179,7 +181,7 @@ impl Server {
 
 enum Answer {
     Right,
-    NotYet,
+    NotYet(String),
 }
 
 /// Reads the server's lines up to the one that names its address, and goes on reading in the background: a full pipe

@@ -9,13 +9,9 @@ use crate::process::Cores;
 use crate::report::{Series, Subject, Throughput};
 use crate::target::Server;
 
-/// Measures every model in every round; the figures, and what ONNX Runtime calls itself.
-pub(crate) async fn measure(
-    plan: &BenchPlan,
-    measurands: &[Measurand],
-) -> Result<(Vec<Throughput>, String)> {
+/// Measures every model in every round.
+pub(crate) async fn measure(plan: &BenchPlan, measurands: &[Measurand]) -> Result<Vec<Throughput>> {
     let mut series: Vec<Series> = measurands.iter().map(|_| Series::new()).collect();
-    let mut onnxruntime = String::new();
     for round in 0..plan.rounds {
         let mut order: Vec<usize> = (0..measurands.len()).collect();
         let reversed = round % 2 == 1;
@@ -23,13 +19,8 @@ pub(crate) async fn measure(
             order.reverse();
         }
         for index in order {
-            let mut recorder = Recorder {
-                plan,
-                measurand: &measurands[index],
-                round,
-                series: &mut series[index],
-                onnxruntime: &mut onnxruntime,
-            };
+            let mut recorder =
+                Recorder { plan, measurand: &measurands[index], round, series: &mut series[index] };
             let name = measurands[index].name();
             recorder.record(reversed).await.with_context(|| format!("model {name}"))?;
         }
@@ -37,7 +28,7 @@ pub(crate) async fn measure(
     let of = |(measurand, series): (&Measurand, &Series)| {
         Throughput::of(measurand.name(), &measurand.case, plan.lanes, series)
     };
-    Ok((measurands.iter().zip(&series).map(of).collect(), onnxruntime))
+    Ok(measurands.iter().zip(&series).map(of).collect())
 }
 
 /// One model in one round.
@@ -46,7 +37,6 @@ struct Recorder<'a> {
     measurand: &'a Measurand,
     round: u32,
     series: &'a mut Series,
-    onnxruntime: &'a mut String,
 }
 
 impl Recorder<'_> {
@@ -70,7 +60,6 @@ impl Recorder<'_> {
         for threads in threads {
             let plan = self.plan.closed_loop(threads);
             let run = ort_alone(self.plan).run(&self.measurand.alone.model, plan).await?;
-            *self.onnxruntime = run.onnxruntime;
             let measured = Measured {
                 per_second: run.runs_per_second,
                 p50_us: run.p50_us,

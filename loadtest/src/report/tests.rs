@@ -40,7 +40,7 @@ pub(crate) fn report(model: &str) -> Report {
     let start_up = vec![StartUp::of(model, 2, &[start(), start()]).unwrap()];
     Report {
         balm: "balm 0.1.0".to_owned(),
-        onnxruntime: "1.31.1".to_owned(),
+        onnxruntime: "libonnxruntime.so.1.31.1".to_owned(),
         machine: Machine { processor: "A Fast One".to_owned(), cores: 2, load: 0.5 },
         lanes: 2,
         rounds: 3,
