@@ -44,10 +44,10 @@ pub(crate) struct BenchArgs {
     /// Sessions on either side, with one thread each [default: the cores at hand, 8 at most].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=LANES_MAX.into()))]
     lanes: Option<u32>,
-    /// Rounds, every other in reverse order [default: 3].
+    /// Rounds, every other in reverse order [default: 5].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=ROUNDS_MAX.into()))]
     rounds: Option<u32>,
-    /// Seconds that each measurement counts [default: 4].
+    /// Seconds that each measurement counts [default: 2].
     #[arg(long, value_parser = seconds)]
     seconds: Option<f64>,
     /// Seconds before that [default: 0.5].
@@ -56,7 +56,7 @@ pub(crate) struct BenchArgs {
     /// Starts that are timed, of each side [default: 5].
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=ROUNDS_MAX.into()))]
     starts: Option<u32>,
-    /// Shorter: 1 second each and 3 starts. Good for a look, not for a document.
+    /// Shorter: 3 rounds of 1 second and 3 starts. Good for a look, not for a document.
     #[arg(long)]
     quick: bool,
     /// Write the figures to this file as JSON, too.
@@ -129,9 +129,9 @@ impl BenchArgs {
             },
             connections,
             lanes: self.lanes.map_or(cores.clamp(1, 8), |lanes| lanes as usize),
-            rounds: self.rounds.unwrap_or(3),
+            rounds: self.rounds.unwrap_or(if self.quick { 3 } else { 5 }),
             warm_up: or(self.warm_up, 0.5, 0.25),
-            length: or(self.seconds, 4.0, 1.0),
+            length: or(self.seconds, 2.0, 1.0),
             starts: self.starts.unwrap_or(if self.quick { 3 } else { 5 }),
             balm: self.balm.clone().unwrap_or_else(|| beside("balm")),
             ort_alone: self.ort_alone.clone().unwrap_or_else(|| beside("examples/ort_alone")),
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(usual.models, ["iris", "breast_cancer", "minilm"]);
         assert_eq!(
             (usual.connections.as_slice(), usual.lanes, usual.rounds),
-            ([1, 8, 64].as_slice(), 2, 3)
+            ([1, 8, 64].as_slice(), 2, 5)
         );
         assert!(usual.balm.ends_with("balm") && usual.ort_alone.ends_with("examples/ort_alone"));
         let quick = plan(&["--quick", "--starts", "1"]).unwrap();

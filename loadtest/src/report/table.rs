@@ -118,7 +118,11 @@ fn write_aim(text: &mut String, aim: &Aim) -> fmt::Result {
         Bound::AtMost(bound) => ('≤', bound),
     };
     let verdict = if aim.met { "met" } else { "NOT MET" };
-    writeln!(text, "  {:<52} {:>7.2}   aim {sign} {bound:<5} {verdict}", aim.what, aim.found.median)
+    let Summary { median, spread } = aim.found;
+    let spread = format!("±{}", percent(spread));
+    let line =
+        format!("{:<52} {median:>7.2} {spread:>5}   aim {sign} {bound:<5} {verdict}", aim.what);
+    writeln!(text, "  {line}")
 }
 
 /// Three digits or so.
@@ -157,10 +161,10 @@ exec to the first right answer, and memory (Pss) idle after it
   iris: ORT alone 50.0 MB with 2 sessions, balm 62.0 MB: +12.0 MB
 
 aims
-  iris: balm ÷ no-op route, 64 connections                0.46   aim ≥ 0.4   met
-  iris: p50 above ORT alone, 1 connection, µs            60.00   aim ≤ 100   met
-  iris: exec to right answer ÷ (ORT alone + hash)         1.30   aim ≤ 1.2   NOT MET
-  iris: idle memory above ORT alone, MB                  12.00   aim ≤ 15    met
+  iris: balm ÷ no-op route, 64 connections                0.46   ±0%   aim ≥ 0.4   met
+  iris: p50 above ORT alone, 1 connection, µs            60.00   ±0%   aim ≤ 100   met
+  iris: exec to right answer ÷ (ORT alone + hash)         1.30   ±0%   aim ≤ 1.2   NOT MET
+  iris: idle memory above ORT alone, MB                  12.00   ±0%   aim ≤ 15    met
 ";
         assert_eq!(render(&report("iris")), expected);
     }
