@@ -1,0 +1,600 @@
+"""Starts the real binary, asks it things as a client would, and ends it.
+
+Nothing here waits for a time: it waits for a state, and gives up with what the server said.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[3]
+SHIPPED_MODELS = ROOT / "models"
+
+# How long a state may take to come before a test gives up. Far above what is needed, for loaded machines.
+PATIENCE_S = 30.0
+# How often a state is looked at.
+GLANCE_S = 0.01
+# No exchange with a server may hang longer than this.
+SOCKET_S = 30.0
+
+SIZE_HEADER = "Inference-Header-Content-Length"
+
+# Servers whose standard error is shown when a test fails.
+RUNNING: list[Server] = []
+
+
+def binary() -> Path:
+    """The program under test: `BALM_BIN`, or the debug build of this checkout."""
+    path = Path(os.environ.get("BALM_BIN") or ROOT / "target" / "debug" / "balm")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; build it with `cargo build`, or name one in BALM_BIN")
+    return path
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without settings of Balm that happen to be there, and with `extra`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BALM_")}
+    return kept | dict(extra or {})
+
+
+def wait_until(state: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """The first truthy value of `state`; fails with `what` when it does not come."""
+    end = time.monotonic() + patience_s
+    while True:
+        value = state()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {patience_s:g} s: {what}")
+        time.sleep(GLANCE_S)
+
+
+# ===== HTTP =====
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response, read to its end."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON, by the grammar: Python's own NaN and Infinity are refused."""
+
+        def refuse(word: str) -> None:
+            raise ValueError(f"{word} is not JSON")
+
+        return json.loads(self.body, parse_constant=refuse)
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode()
+
+    @property
+    def error(self) -> str:
+        """The sentence of an error answer, whose form is checked by the way."""
+        assert self.headers.get_content_type() == "application/json", self
+        members = self.json
+        assert isinstance(members["error"], str) and members["error"], members
+        assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", members["code"]), members
+        assert members["request_id"] == self.headers["x-request-id"], (members, self.headers.items())
+        return members["error"]
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """The outputs of a prediction by name, whichever way each of them came."""
+        assert self.status == 200, self
+        size = self.headers.get(SIZE_HEADER)
+        head = self.body if size is None else self.body[: int(size)]
+        raw = b"" if size is None else self.body[int(size) :]
+        found = {}
+        for output in json.loads(head)["outputs"]:
+            length = output.get("parameters", {}).get("binary_data_size")
+            if length is None:
+                array = np.array(output["data"], dtype=DTYPES[output["datatype"]])
+            else:
+                array, raw = from_bytes(output["datatype"], raw[:length]), raw[length:]
+            found[output["name"]] = array.reshape(output["shape"])
+        assert raw == b"", f"{len(raw)} bytes are left over"
+        return found
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = connect("unix:" + self._path, self.timeout)
+
+
+def connect(address: str, timeout_s: float = SOCKET_S) -> socket.socket:
+    """A connected socket. `address` is `host:port` or `unix:/path`."""
+    if address.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(timeout_s)
+        sock.connect(address.removeprefix("unix:"))
+        return sock
+    host, port = address.rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout_s)
+
+
+def ask(
+    address: str,
+    method: str,
+    path: str,
+    body: bytes | str | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = SOCKET_S,
+) -> Answer:
+    """One request on a connection of its own."""
+    if address.startswith("unix:"):
+        connection: http.client.HTTPConnection = _UnixConnection(address.removeprefix("unix:"), timeout_s)
+    else:
+        connection = http.client.HTTPConnection(address, timeout=timeout_s)
+    data = body.encode() if isinstance(body, str) else body
+    try:
+        connection.request(method, path, data, dict(headers or {}))
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    finally:
+        connection.close()
+
+
+class Wire:
+    """A connection on which every byte is the test's own."""
+
+    def __init__(self, address: str, timeout_s: float = SOCKET_S) -> None:
+        self.socket = connect(address, timeout_s)
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        """Sends bytes; a server that has closed already is no error here, its answer tells."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.socket.sendall(data)
+
+    def head(self, method: str, path: str, headers: Mapping[str, object]) -> None:
+        """Sends the head of a request, and no body."""
+        lines = [f"{method} {path} HTTP/1.1", "Host: test", *(f"{name}: {value}" for name, value in headers.items())]
+        self.send("\r\n".join([*lines, "", ""]).encode())
+
+    def first_line(self) -> str:
+        """The status line that comes next, which stays to be read: `100 Continue` would show here."""
+        line = self.socket.recv(64, socket.MSG_PEEK)
+        return line.split(b"\r\n")[0].decode()
+
+    def answer(self) -> Answer | None:
+        """The response, or None when the server closed without one."""
+        response = http.client.HTTPResponse(self.socket)
+        try:
+            response.begin()
+            return Answer(response.status, response.headers, response.read())
+        except (http.client.RemoteDisconnected, ConnectionResetError, http.client.BadStatusLine):
+            return None
+        finally:
+            response.close()
+
+
+# ===== the protocol's tensors =====
+
+DTYPES: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.object_,
+}
+
+
+def to_bytes(datatype: str, array: np.ndarray) -> bytes:
+    """A tensor in the binary form of the protocol, written here anew so that no client library vouches for itself."""
+    if datatype != "BYTES":
+        return np.ascontiguousarray(array).tobytes()
+    elements = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel()]
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+
+
+def from_bytes(datatype: str, raw: bytes) -> np.ndarray:
+    """The inverse of `to_bytes`, flat. BF16 comes as the 16 bits that it is."""
+    if datatype != "BYTES":
+        return np.frombuffer(raw, dtype=np.uint16 if datatype == "BF16" else DTYPES[datatype])
+    elements = []
+    while raw:
+        (length,) = struct.unpack_from("<I", raw)
+        elements.append(raw[4 : 4 + length])
+        raw = raw[4 + length :]
+    return np.array(elements, dtype=np.object_)
+
+
+def json_input(name: str, datatype: str, array: np.ndarray, nested: bool = False) -> dict[str, Any]:
+    """An input with its elements in JSON."""
+    data = array.tolist() if nested else array.ravel().tolist()
+    return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": data}
+
+
+def binary_input(name: str, datatype: str, array: np.ndarray) -> tuple[dict[str, Any], bytes]:
+    """An input whose bytes follow the JSON."""
+    raw = to_bytes(datatype, array)
+    head = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+    return head | {"parameters": {"binary_data_size": len(raw)}}, raw
+
+
+def binary_body(request: Mapping[str, Any], *raws: bytes) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a request with binary inputs."""
+    head = json.dumps(request).encode()
+    return head + b"".join(raws), {SIZE_HEADER: str(len(head))}
+
+
+# ===== metrics =====
+
+
+class Metrics:
+    """A scrape: samples by name and labels."""
+
+    _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
+    _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.samples: list[tuple[str, dict[str, str], float]] = []
+        for line in text.splitlines():
+            if line and not line.startswith("#"):
+                match = self._SAMPLE.match(line)
+                assert match, f"not a sample: {line!r}"
+                labels = dict(self._LABEL.findall(match["labels"] or ""))
+                self.samples.append((match["name"], labels, float(match["value"])))
+
+    def find(self, name: str, **labels: str) -> Iterator[tuple[dict[str, str], float]]:
+        """Samples of that name that carry at least these labels."""
+        for sample, found, value in self.samples:
+            if sample == name and labels.items() <= found.items():
+                yield found, value
+
+    def sum(self, name: str, **labels: str) -> float:
+        """The sum of the samples; 0 where there are none."""
+        return sum(value for _, value in self.find(name, **labels))
+
+    def one(self, name: str, **labels: str) -> float:
+        """The one sample that matches."""
+        values = [value for _, value in self.find(name, **labels)]
+        assert len(values) == 1, f"{len(values)} samples of {name} with {labels}"
+        return values[0]
+
+
+# ===== the server =====
+
+Config = Mapping[str, Mapping[str, Any]]
+
+
+def toml(config: Config) -> str:
+    """TOML of sections with plain values; JSON's notation of those is TOML's as well."""
+    sections = []
+    for section, entries in config.items():
+        lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+        sections.append("\n".join([f"[{section}]", *lines, ""]))
+    return "\n".join(sections)
+
+
+class Server:
+    """`balm serve`, as a child of this process, on ports that the kernel chose."""
+
+    def __init__(
+        self,
+        folder: Path,
+        models: Path,
+        config: Config | None = None,
+        env: Mapping[str, str] | None = None,
+        http_addr: str = "127.0.0.1:0",
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.models = models
+        # Tests that are not about draining should not wait for it.
+        settings = {section: dict(entries) for section, entries in (config or {}).items()}
+        settings.setdefault("lifecycle", {}).setdefault("drain_delay_ms", 0)
+        (folder / "balm.toml").write_text(toml(settings))
+        self._stderr = (folder / "stderr").open("wb")
+        # How long the log was when the test of the moment began.
+        self.mark = 0
+        self.process = subprocess.Popen(
+            [
+                *(str(binary()), "serve"),
+                *("--models", str(models), "--config", str(folder / "balm.toml")),
+                *("--http-addr", http_addr, "--management-addr", "127.0.0.1:0"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            cwd=ROOT,
+            env=environment(env),
+        )
+        RUNNING.append(self)
+        self.lines: list[str] = []
+        self._addresses: dict[str, str] = {}
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for raw in self.process.stdout:
+            line = raw.decode(errors="replace").rstrip("\n")
+            self.lines.append(line)
+            match = re.match(r"^\s*(http|management)\s+(\S+)", line)
+            if match:
+                self._addresses.setdefault(match[1], match[2].removeprefix("http://").rstrip("/"))
+
+    def wait_for(self, state: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+        """`wait_until`, but a server that has ended is not waited for."""
+
+        def alive() -> Any:
+            value = state()
+            if not value and self.process.poll() is not None:
+                raise AssertionError(f"the server ended with {self.process.returncode}; waited for: {what}")
+            return value
+
+        return wait_until(alive, what, patience_s)
+
+    def _address(self, port: str) -> str:
+        return self.wait_for(lambda: self._addresses.get(port), f"the start-up line with the {port} address")
+
+    @property
+    def http(self) -> str:
+        """Address of the data port, as the start-up lines tell it."""
+        return self._address("http")
+
+    @property
+    def management(self) -> str:
+        """Address of the management port."""
+        return self._address("management")
+
+    @property
+    def stderr(self) -> str:
+        """The log so far."""
+        return (self.folder / "stderr").read_text(errors="replace")
+
+    # ----- its life -----
+
+    def wait_started(self) -> Server:
+        """Until `/startup` says that the start is over."""
+        self.wait_for(lambda: self.probe("/startup").status == 200, "/startup is 200")
+        return self
+
+    def wait_settled(self) -> Server:
+        """Until no version is on its way, whether or not any serves."""
+        transit = {"discovered", "verifying", "loading", "warming", "probing", "unloading"}
+
+        def settled() -> bool:
+            report = self.status()
+            states = [version["state"] for model in report["models"] for version in model["versions"]]
+            return report["server"] == "running" and not transit.intersection(states)
+
+        self.wait_for(settled, "the server runs and no version is on its way")
+        return self
+
+    def terminate(self) -> None:
+        """Asks it to end, as Kubernetes does."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait_ended(self, timeout_s: float = PATIENCE_S) -> int:
+        """Its exit code."""
+        code = self.process.wait(timeout_s)
+        self._reader.join(timeout_s)
+        return code
+
+    def stop(self) -> int:
+        """Ends it, whatever it takes, and reaps it. The exit code is negative when it had to be killed."""
+        try:
+            if self.process.poll() is None:
+                self.terminate()
+            try:
+                return self.wait_ended(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                return self.wait_ended()
+        finally:
+            self._stderr.close()
+            if self in RUNNING:
+                RUNNING.remove(self)
+
+    # ----- asking it -----
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = SOCKET_S,
+    ) -> Answer:
+        """One request to the data port."""
+        return ask(self.http, method, path, body, headers, timeout_s)
+
+    def get(self, path: str) -> Answer:
+        """GET on the data port."""
+        return self.ask("GET", path)
+
+    def post(self, path: str, members: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
+        """POST of JSON, or of nothing, on the data port."""
+        return self.ask("POST", path, None if members is None else json.dumps(members), headers)
+
+    def infer(
+        self, model: str, *inputs: Mapping[str, Any], headers: Mapping[str, str] | None = None, **members: Any
+    ) -> Answer:
+        """A prediction in JSON; `members` go beside `inputs`."""
+        return self.post(f"/v2/models/{model}/infer", {"inputs": list(inputs), **members}, headers)
+
+    def infer_binary(
+        self, model: str, *inputs: tuple[str, str, np.ndarray], headers: Mapping[str, str] | None = None, **members: Any
+    ) -> Answer:
+        """A prediction with binary tensors both ways."""
+        parts = [binary_input(*each) for each in inputs]
+        request = {"inputs": [head for head, _ in parts], "parameters": {"binary_data_output": True}} | members
+        body, size = binary_body(request, *(raw for _, raw in parts))
+        return self.ask("POST", f"/v2/models/{model}/infer", body, size | dict(headers or {}))
+
+    def load(self, model: str) -> Answer:
+        """Asks for a model to be loaded; answers when that is done."""
+        return self.post(f"/v2/repository/models/{model}/load", {})
+
+    def unload(self, model: str) -> Answer:
+        """Asks for a model to be let go."""
+        return self.post(f"/v2/repository/models/{model}/unload", {})
+
+    def index(self) -> dict[tuple[str, str], dict[str, str]]:
+        """The repository index by model and version."""
+        answer = self.post("/v2/repository/index")
+        assert answer.status == 200, answer
+        return {(entry["name"], entry.get("version", "")): entry for entry in answer.json}
+
+    def statistics(self, model: str) -> dict[str, Any]:
+        """The statistics of a model that has one version."""
+        answer = self.get(f"/v2/models/{model}/stats")
+        assert answer.status == 200, answer
+        (entry,) = answer.json["model_stats"]
+        return entry
+
+    def probe(self, path: str) -> Answer:
+        """GET on the management port."""
+        return ask(self.management, "GET", path)
+
+    def status(self) -> dict[str, Any]:
+        """The health report."""
+        answer = self.probe("/status")
+        assert answer.status == 200, answer
+        return answer.json
+
+    def version(self, model: str, version: int = 1) -> dict[str, Any]:
+        """What `/status` says of one version."""
+        for entry in self.status()["models"]:
+            if entry["name"] == model:
+                for candidate in entry["versions"]:
+                    if candidate["version"] == version:
+                        return candidate
+        raise AssertionError(f"/status has no version {version} of {model}")
+
+    def metrics(self) -> Metrics:
+        """A scrape."""
+        answer = self.probe("/metrics")
+        assert answer.status == 200, answer
+        return Metrics(answer.text)
+
+    def in_flight(self) -> float:
+        """Requests between admission and the end of their run."""
+        return self.metrics().one("balm_in_flight_requests")
+
+    def wait_idle(self) -> None:
+        """Until nothing is in flight: no request, none of any model, not a byte."""
+
+        def idle() -> bool:
+            metrics = self.metrics()
+            gauges = ("balm_in_flight_requests", "balm_in_flight_bytes", "balm_model_in_flight_requests")
+            return all(metrics.sum(gauge) == 0 for gauge in gauges)
+
+        self.wait_for(idle, "the in-flight gauges are 0", 10)
+
+
+# ===== files =====
+
+
+def sha256(content: bytes) -> str:
+    """The digest as `sha256sum` prints it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_manifest(folder: Path, names: list[str] | None = None) -> None:
+    """`SHA256SUMS` of the files that are there, or of those named."""
+    listed = sorted(names if names is not None else (file.name for file in folder.iterdir() if file.is_file()))
+    lines = [f"{sha256((folder / name).read_bytes())}  {name}\n" for name in listed if name != "SHA256SUMS"]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+class Repository:
+    """A model repository that a test writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    def add(
+        self,
+        name: str,
+        model: bytes,
+        version: int = 1,
+        files: Mapping[str, bytes] | None = None,
+        golden: list[dict[str, Any]] | None = None,
+        settings: str | None = None,
+        manifest: bool = True,
+    ) -> Path:
+        """Writes a version and returns its folder."""
+        folder = self.path / name / str(version)
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(model)
+        for file, content in (files or {}).items():
+            (folder / file).write_bytes(content)
+        if golden is not None:
+            (folder / "golden.json").write_text(json.dumps({"cases": golden}))
+            settings = settings if settings is not None else 'golden = "golden.json"\n'
+        if settings is not None:
+            (self.path / name / "model.toml").write_text(settings)
+        if manifest:
+            write_manifest(folder)
+        return folder
+
+
+def golden_case(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """An entry of golden.json."""
+    names = {np.dtype(dtype): datatype for datatype, dtype in DTYPES.items() if datatype != "BYTES"}
+
+    def tensors(of: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        return [json_input(name, names[array.dtype], array) for name, array in of.items()]
+
+    return {"name": "case", "tolerance": 1e-5, "inputs": tensors(inputs), "outputs": tensors(outputs)}
+
+
+def run(
+    *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """`balm` with these arguments, to its end."""
+    command = [str(binary()), *map(str, arguments)]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, cwd=cwd, env=environment(env)
+    )
+
+
+def base64_text(content: bytes) -> str:
+    """As a load request carries files."""
+    return base64.b64encode(content).decode()

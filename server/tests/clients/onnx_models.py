@@ -1,0 +1,221 @@
+"""Tiny ONNX models, each made for one question. All are bytes of a valid file unless the name says otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+ONNX_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+
+Shape = list[int | str] | None
+
+
+def tensor(name: str, datatype: str, shape: Shape) -> onnx.ValueInfoProto:
+    """An input or output; a text is a dimension that varies, no shape at all leaves even the rank open."""
+    return helper.make_tensor_value_info(name, ONNX_TYPES[datatype], shape)
+
+
+def model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    initializers: list[onnx.TensorProto] | None = None,
+    opset: int = 17,
+    ir_version: int = 8,
+) -> onnx.ModelProto:
+    """A model of the default operator set."""
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, initializer=initializers or [])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+def identity(datatype: str, shape: Shape, opset: int = 17, ir_version: int = 8) -> bytes:
+    """y = x."""
+    made = model(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [tensor("x", datatype, shape)],
+        [tensor("y", datatype, shape)],
+        opset=opset,
+        ir_version=ir_version,
+    )
+    return made.SerializeToString()
+
+
+def sum_and_difference() -> bytes:
+    """Two inputs and two outputs of fixed width, as in Triton's own example `simple`."""
+    shape: Shape = ["rows", 16]
+    made = model(
+        [
+            helper.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"]),
+            helper.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"]),
+        ],
+        [tensor("INPUT0", "INT32", shape), tensor("INPUT1", "INT32", shape)],
+        [tensor("OUTPUT0", "INT32", shape), tensor("OUTPUT1", "INT32", shape)],
+    )
+    return made.SerializeToString()
+
+
+def plus(number: float) -> bytes:
+    """y = x + number, for telling versions apart."""
+    made = model(
+        [helper.make_node("Add", ["x", "number"], ["y"])],
+        [tensor("x", "FP32", ["n"])],
+        [tensor("y", "FP32", ["n"])],
+        [numpy_helper.from_array(np.array([number], np.float32), "number")],
+    )
+    return made.SerializeToString()
+
+
+def add_any() -> bytes:
+    """Two inputs whose sizes the file leaves open, and only the graph knows must agree."""
+    made = model(
+        [helper.make_node("Add", ["a", "b"], ["sum"])],
+        [tensor("a", "FP32", ["n"]), tensor("b", "FP32", ["m"])],
+        [tensor("sum", "FP32", ["k"])],
+    )
+    return made.SerializeToString()
+
+
+def loop() -> bytes:
+    """Counts to `trips`, about half a million a second: endless for 2^62, instant for 3, and stoppable in between."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["count", "one"], ["more"])],
+        "body",
+        [
+            helper.make_tensor_value_info("trip", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("count", TensorProto.INT64, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("more", TensorProto.INT64, [1]),
+        ],
+    )
+    made = model(
+        [helper.make_node("Loop", ["trips", "yes", "zero"], ["count_out"], body=body)],
+        [tensor("trips", "INT64", [1])],
+        [tensor("count_out", "INT64", [1])],
+        [
+            helper.make_tensor("yes", TensorProto.BOOL, [], [True]),
+            helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
+            helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+        ],
+    )
+    return made.SerializeToString()
+
+
+def matmul_chain(width: int = 256, depth: int = 200) -> bytes:
+    """Many steps of real arithmetic, of which each ends by itself: y = x, slowly. Rows make it slower."""
+    names = ["x", *(f"step{index}" for index in range(1, depth)), "y"]
+    made = model(
+        [helper.make_node("MatMul", [names[index], "w"], [names[index + 1]]) for index in range(depth)],
+        [tensor("x", "FP32", ["n", width])],
+        [tensor("y", "FP32", ["n", width])],
+        [numpy_helper.from_array(np.eye(width, dtype=np.float32), "w")],
+    )
+    return made.SerializeToString()
+
+
+def gather() -> bytes:
+    """Rows of a table of three: an index beyond it is an input that keeps the contract and cannot be computed."""
+    made = model(
+        [helper.make_node("Gather", ["table", "index"], ["row"])],
+        [tensor("index", "INT64", ["n"])],
+        [tensor("row", "FP32", ["n", 2])],
+        [numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "table")],
+    )
+    return made.SerializeToString()
+
+
+# ===== external data =====
+
+WEIGHTS = np.array([10, 20, 30, 40], np.float32)
+
+
+def external(location: str = "weights.bin", offset: int = 0, length: int | None = None) -> tuple[bytes, bytes]:
+    """y = x + weights, whose weights lie in another file: the model, and the bytes of that file."""
+    raw = WEIGHTS.tobytes()
+    weights = numpy_helper.from_array(WEIGHTS, "weights")
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    told = {"location": location, "offset": str(offset), "length": str(len(raw) if length is None else length)}
+    for key, value in told.items():
+        weights.external_data.add(key=key, value=value)
+    made = model(
+        [helper.make_node("Add", ["x", "weights"], ["y"])],
+        [tensor("x", "FP32", ["n", 4])],
+        [tensor("y", "FP32", ["n", 4])],
+        [weights],
+    )
+    return made.SerializeToString(), raw
+
+
+def external_by_onnx(folder: Path) -> tuple[bytes, bytes]:
+    """The same, written by the `onnx` package's own exporter."""
+    made = model(
+        [helper.make_node("Add", ["x", "weights"], ["y"])],
+        [tensor("x", "FP32", ["n", 4])],
+        [tensor("y", "FP32", ["n", 4])],
+        [numpy_helper.from_array(WEIGHTS, "weights")],
+    )
+    onnx.save_model(
+        made,
+        folder / "model.onnx",
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    return (folder / "model.onnx").read_bytes(), (folder / "weights.bin").read_bytes()
+
+
+# ===== models that must be refused =====
+
+
+def sequence_output() -> bytes:
+    """An output that is no tensor."""
+    made = model(
+        [helper.make_node("SplitToSequence", ["x"], ["pieces"])],
+        [tensor("x", "FP32", ["n"])],
+        [helper.make_tensor_sequence_value_info("pieces", TensorProto.FLOAT, None)],
+    )
+    return made.SerializeToString()
+
+
+def float8() -> bytes:
+    """A datatype that the protocol does not have."""
+    made = model(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT8E4M3FN, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT8E4M3FN, [1])],
+        opset=19,
+        ir_version=9,
+    )
+    return made.SerializeToString()
+
+
+def unknown_operator() -> bytes:
+    """An operator that nobody has."""
+    made = model(
+        [helper.make_node("Transmogrify", ["x"], ["y"])],
+        [tensor("x", "FP32", ["n"])],
+        [tensor("y", "FP32", ["n"])],
+    )
+    return made.SerializeToString()
