@@ -64,7 +64,7 @@ check: ## formatting, clippy and documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace --locked
 
 bench: build models-large ## predictions per second beside ONNX Runtime alone (ARGS=--quick: a minute or two)
-	$(CARGO) build --release --locked --package balm-inference --example ort_alone
+	$(CARGO) build --release --workspace --locked --example ort_alone
 	$(BENCH) $(ARGS)
 
 models: $(MODELS_STAMP) ## retrain models/ (the committed files change only if the recipe did)
