@@ -9,6 +9,7 @@ use crate::contract::Contract;
 use crate::provider::Provider;
 use crate::settings::GraphOptimization;
 use crate::tensor::Tensor;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ pub struct ModelBytes<'a> {
     pub model: &'a [u8],
     /// External data files: the location as the model writes it, and the file's bytes.
     pub external: &'a [(String, Arc<[u8]>)],
+    /// Inputs and outputs whose rank the model leaves open, which the runtime cannot tell from scalars.
+    pub unranked: &'a BTreeSet<String>,
 }
 
 /// What a session is built with.

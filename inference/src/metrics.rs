@@ -79,7 +79,8 @@ pub struct Metrics {
     in_flight_total: IntGauge,
     in_flight_bytes: IntGauge,
     provider: IntGaugeVec,
-    triton: crate::metrics::triton::TritonMetrics,
+    /// `None` when nobody asked for Triton's names.
+    triton: Option<triton::TritonMetrics>,
 }
 
 mod observe;
@@ -107,11 +108,11 @@ impl VersionMetrics {
 }
 
 impl Metrics {
-    /// Makes the families and registers them.
+    /// Makes the families and registers them; with `triton_names` also Triton's names for some of them.
     ///
     /// # Errors
     /// When the registry has one of the names already.
-    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub fn register(registry: &Registry, triton_names: bool) -> prometheus::Result<Self> {
         let metrics = Metrics {
             requests: counters(
                 "balm_predict_requests_total",
@@ -187,7 +188,7 @@ impl Metrics {
                 "1 for each execution provider that really runs a model version; degraded says that it is not the one asked for.",
                 &["model", "version", "provider", "degraded"],
             )?,
-            triton: triton::TritonMetrics::register(registry)?,
+            triton: triton_names.then(|| triton::TritonMetrics::register(registry)).transpose()?,
         };
         for family in metrics.families() {
             registry.register(family)?;
@@ -298,7 +299,7 @@ mod tests {
     #[test]
     fn two_servers_fit_in_one_test() {
         for _ in 0..2 {
-            let metrics = Metrics::register(&Registry::new()).unwrap();
+            let metrics = Metrics::register(&Registry::new(), true).unwrap();
             metrics.version("iris", 1).count(Outcome::Ok);
             metrics.shed("iris").count(ShedReason::Bytes);
         }

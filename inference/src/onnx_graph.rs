@@ -72,6 +72,9 @@ pub struct GraphSummary<'a> {
     pub external: Vec<ExternalTensor<'a>>,
     /// Domains of operators that are neither ONNX's nor ONNX Runtime's own: they would need a custom-op library.
     pub custom_domains: BTreeSet<&'a str>,
+    /// Inputs and outputs of the main graph that declare no shape, so that even their rank is open. ONNX Runtime tells
+    /// them like scalars.
+    pub unranked: BTreeSet<&'a str>,
 }
 
 /// What a model file says of itself, owned.
@@ -87,6 +90,8 @@ pub struct GraphFacts {
     pub external_tensors: usize,
     /// Domains of operators that would need a custom-op library.
     pub custom_domains: Vec<String>,
+    /// Inputs and outputs that declare no shape.
+    pub unranked: BTreeSet<String>,
 }
 
 impl GraphSummary<'_> {
@@ -98,6 +103,7 @@ impl GraphSummary<'_> {
             nodes: self.nodes,
             external_tensors: self.external.len(),
             custom_domains: self.custom_domains.iter().map(|name| (*name).to_owned()).collect(),
+            unranked: self.unranked.iter().map(|name| (*name).to_owned()).collect(),
         }
     }
 }
@@ -139,6 +145,8 @@ enum Step {
     TensorOnce,
     Opset,
     IrVersion,
+    /// Declaration of an input or output.
+    ValueInfo,
     OperatorType,
     OperatorDomain,
     /// Of no interest.
@@ -156,6 +164,7 @@ fn step(message: Message, field: u32) -> Step {
         (Model, 25) => Step::Into(Function),
         (Graph, 1) | (Function, 7) => Step::Into(Node),
         (Graph, 5) | (Attribute, 10) => Step::Tensor,
+        (Graph, 11 | 12) => Step::ValueInfo,
         (Graph, 15) | (Attribute, 23) => Step::Into(SparseTensor),
         (Node, 4) => Step::OperatorType,
         (Node, 5) | (Function, 11) => Step::Into(Attribute),
@@ -224,6 +233,11 @@ pub fn inspect<'a>(bytes: &'a [u8], limits: &GraphLimits) -> Result<GraphSummary
             }
             (Step::Opset, Value::Bytes(rest)) => summary.opsets.push(opset(rest)?),
             (Step::IrVersion, Value::Varint(version)) => summary.ir_version = version as i64,
+            // Subgraphs, deeper in the stack, have inputs of their own, which nobody outside sees.
+            (Step::ValueInfo, Value::Bytes(rest)) if stack.len() == 2 => {
+                summary.unranked.extend(unranked(rest)?);
+            }
+            (Step::ValueInfo, Value::Bytes(_)) => {}
             (Step::OperatorType, Value::Bytes(name)) => {
                 if name.bytes() == b"EPContext" {
                     return Err(GraphError::CompiledContext);
@@ -255,6 +269,30 @@ fn opset<'a>(mut rest: Reader<'a>) -> Result<(&'a str, i64), GraphError> {
         }
     }
     Ok(set)
+}
+
+/// The name in a ValueInfoProto whose type is a tensor without a shape.
+fn unranked<'a>(mut info: Reader<'a>) -> Result<Option<&'a str>, GraphError> {
+    let mut name = "";
+    let mut open = false;
+    while let Some((field, value)) = info.field()? {
+        match (field, value) {
+            (1, Value::Bytes(text_of)) => name = text(text_of)?,
+            // TypeProto, of which only tensor_type matters.
+            (2, Value::Bytes(mut kind)) => {
+                while let Some((field, value)) = kind.field()? {
+                    if let (1, Value::Bytes(mut tensor)) = (field, value) {
+                        open = true;
+                        while let Some((field, _)) = tensor.field()? {
+                            open &= field != 2;
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(open.then_some(name))
 }
 
 fn check_versions(summary: &GraphSummary<'_>, limits: &GraphLimits) -> Result<(), GraphError> {

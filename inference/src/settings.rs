@@ -5,7 +5,7 @@
 
 mod table;
 
-use crate::integrity::{GOLDEN_FILE, Policy, name_problem};
+use crate::integrity::{Policy, name_problem};
 use crate::provider::Provider;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +27,7 @@ const BATCH_ROWS: RangeInclusive<u64> = 1..=1 << 24;
 const IN_FLIGHT: RangeInclusive<u64> = 1..=1 << 20;
 
 /// What one model asks for; `None` leaves it to the server's defaults.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelSettings {
     /// For people; shown in `/status`.
     pub description: Option<String>,
@@ -45,8 +45,9 @@ pub struct ModelSettings {
     pub max_deadline: Option<Duration>,
     /// What the file asks of integrity; see [`ModelSettings::policy`].
     pub integrity: Option<Policy>,
-    /// Name of the golden requests in the version folder.
-    pub golden: String,
+    /// Name of the golden requests in the version folder. Named, they must be there; `golden.json` is judged by where it
+    /// is there, named or not.
+    pub golden: Option<String>,
     /// How sessions are made.
     pub session: SessionSettings,
     /// What requests may bring.
@@ -134,25 +135,6 @@ pub struct LimitSettings {
     pub max_queue: Option<usize>,
 }
 
-impl Default for ModelSettings {
-    fn default() -> Self {
-        ModelSettings {
-            description: None,
-            lanes: None,
-            versions: VersionPolicy::default(),
-            providers: None,
-            fallback: None,
-            default_deadline: None,
-            max_deadline: None,
-            integrity: None,
-            golden: GOLDEN_FILE.to_owned(),
-            session: SessionSettings::default(),
-            limits: LimitSettings::default(),
-            labels: BTreeMap::new(),
-        }
-    }
-}
-
 /// A settings file that cannot be used, with everything that is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingsError {
@@ -210,7 +192,6 @@ impl ModelSettings {
 }
 
 fn read(mut table: Table<'_>) -> ModelSettings {
-    let defaults = ModelSettings::default();
     let settings = ModelSettings {
         description: table.string("description"),
         lanes: table.count("lanes", LANES),
@@ -222,7 +203,7 @@ fn read(mut table: Table<'_>) -> ModelSettings {
             .map(Duration::from_millis),
         max_deadline: table.integer("max_deadline_ms", DEADLINE_MS).map(Duration::from_millis),
         integrity: table.parsed("integrity"),
-        golden: table.string("golden").unwrap_or(defaults.golden),
+        golden: table.string("golden"),
         session: table.table("session").map(session).unwrap_or_default(),
         limits: table.table("limits").map(limits).unwrap_or_default(),
         labels: labels(&mut table),
@@ -235,7 +216,7 @@ fn read(mut table: Table<'_>) -> ModelSettings {
             "default_deadline_ms is {default}, it must not be above max_deadline_ms, which is {max}"
         ));
     }
-    if let Some(problem) = name_problem(&settings.golden) {
+    if let Some(problem) = settings.golden.as_deref().and_then(name_problem) {
         table.problem(format!("golden {problem}; it is the name of a file in the version folder"));
     }
     table.finish();
@@ -364,7 +345,7 @@ mod tests {
             default_deadline: Some(Duration::from_millis(200)),
             max_deadline: Some(Duration::from_secs(2)),
             integrity: Some(Policy::Required),
-            golden: "g.json".into(),
+            golden: Some("g.json".into()),
             session: SessionSettings {
                 threads: Some(4),
                 graph_optimization: GraphOptimization::Basic,

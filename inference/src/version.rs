@@ -75,11 +75,9 @@ impl Version {
         self.serving.load_full()
     }
 
-    /// Puts `serving` in place; whoever served before gets what it has waiting done, and ends.
+    /// Puts `serving` in place. Whoever served before ends when the last request that has looked it up is done.
     pub(crate) fn serve(&self, serving: Option<Arc<Serving>>) {
-        if let Some(before) = self.serving.swap(serving) {
-            before.lanes.queue.close();
-        }
+        self.serving.store(serving);
     }
 
     /// One sentence on why this version does not answer.
@@ -128,6 +126,14 @@ pub struct Serving {
     pub(crate) lanes: Arc<Lanes>,
 }
 
+/// The queue closes when nobody can put anything into it any more: not when a successor takes over, because requests that
+/// have looked this one up are still reading their bodies. What waits is answered, then the lanes end.
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.lanes.queue.close();
+    }
+}
+
 /// How long the phases of a load took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadTimes {
@@ -148,12 +154,17 @@ impl Serving {
         self.contract.accept(inputs, self.settings.max_batch_rows)
     }
 
-    /// The deadline of a request that came at `now` and asked for `requested`.
-    pub fn deadline(&self, now: Instant, requested: Option<Duration>) -> Deadline {
-        let allowance =
-            requested.unwrap_or(self.settings.default_deadline).min(self.settings.max_deadline);
+    /// The deadline of a request whose head came at `arrived` and which asked for `requested`.
+    ///
+    /// What a client asks for counts from the head of its request and covers the upload; the model's default counts from
+    /// now, for it was chosen without knowing how slow the client's line is.
+    pub fn deadline(&self, arrived: Instant, requested: Option<Duration>) -> Deadline {
+        let (from, allowance) = match requested {
+            Some(requested) => (arrived, requested.min(self.settings.max_deadline)),
+            None => (Instant::now(), self.settings.default_deadline),
+        };
         Deadline {
-            at: now + allowance,
+            at: from + allowance,
             allowance_ms: u64::try_from(allowance.as_millis()).unwrap_or(u64::MAX),
         }
     }

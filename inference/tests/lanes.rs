@@ -2,6 +2,8 @@
 //!
 //! The real runtime is tested by the black-box suite in `server/tests/clients`; here it panics, hangs and fails on demand.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by panicking")]
+
 use balm_inference::admission::{Gate, GateLimits};
 use balm_inference::contract::{Contract, Dimension, TensorSpec};
 use balm_inference::datatype::Datatype;
@@ -181,7 +183,7 @@ impl House {
             Repository::open(repository.path()).unwrap(),
             options,
             gate,
-            Metrics::register(&prometheus::Registry::new()).unwrap(),
+            Metrics::register(&prometheus::Registry::new(), false).unwrap(),
         );
         House { script, models, repository }
     }

@@ -79,7 +79,7 @@ impl Core {
         let engine = OnnxEngine::start(&library::find(config.onnxruntime.library.as_deref()))?;
         let registry = Registry::new();
         register_infos(&registry, &engine.info())?;
-        let metrics = Metrics::register(&registry)?;
+        let metrics = Metrics::register(&registry, config.management.triton_metrics)?;
         let gate = Arc::new(Gate::new(GateLimits {
             in_flight: config.admission.max_in_flight as u64,
             bytes: config.admission.max_bytes_in_flight,

@@ -93,6 +93,9 @@ pub struct HttpConfig {
 /// `[management]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ManagementConfig {
+    /// Whether `/metrics` has Triton's names for what Balm measures, too. Off by default: their form is Triton's, and
+    /// `promtool check metrics` advises against nearly each.
+    pub triton_metrics: bool,
     /// Where to listen.
     pub addr: SocketAddr,
 }

@@ -3,7 +3,7 @@
 use crate::management::{ManagementSource, ProbeAnswer};
 use crate::pulse::Pulse;
 use balm_inference::models::Models;
-use balm_probes::{ReadinessPolicy, readiness, startup};
+use balm_probes::{Readiness, ReadinessPolicy, readiness, startup};
 use parking_lot::Mutex;
 use prometheus::{Encoder, Registry, TextEncoder};
 use serde::Serialize;
@@ -51,13 +51,22 @@ struct Status<'a> {
     report: &'a balm_probes::HealthReport,
 }
 
-impl ManagementSource for Health {
-    fn startup(&self) -> ProbeAnswer {
-        let report = self.models.report();
-        if readiness(&report, &self.policy).ready {
+impl Health {
+    /// Judges readiness, and remembers for good that the server was ready once.
+    fn readiness(&self) -> Readiness {
+        let verdict = readiness(&self.models.report(), &self.policy);
+        if verdict.ready {
             self.was_ready.store(true, Ordering::Release);
         }
-        ProbeAnswer::startup(&startup(&report, self.was_ready.load(Ordering::Acquire)))
+        verdict
+    }
+}
+
+impl ManagementSource for Health {
+    fn startup(&self) -> ProbeAnswer {
+        self.readiness();
+        let was_ready = self.was_ready.load(Ordering::Acquire);
+        ProbeAnswer::startup(&startup(&self.models.report(), was_ready))
     }
 
     fn live(&self) -> ProbeAnswer {
@@ -65,12 +74,12 @@ impl ManagementSource for Health {
     }
 
     fn ready(&self) -> ProbeAnswer {
-        ProbeAnswer::ready(&readiness(&self.models.report(), &self.policy))
+        ProbeAnswer::ready(&self.readiness())
     }
 
     fn status(&self) -> Vec<u8> {
         let report = self.models.report();
-        let verdict = readiness(&report, &self.policy);
+        let verdict = self.readiness();
         let status = Status {
             started: self.startup().ok,
             live: self.live().ok,

@@ -88,7 +88,15 @@ pub fn router(state: State, noop_route: bool) -> Router {
     let predictions = Router::new()
         .route("/v2/models/{model}/infer", post_service(infer.clone()))
         .route("/v2/models/{model}/versions/{version}/infer", post_service(infer))
-        .route("/v1/models/{model_and_verb}", post_service(predict_v1).get(control::v1_status));
+        .route("/v1/models/{model_and_verb}", post_service(predict_v1).get(control::v1_status))
+        // Only here, only if asked: clients offer gzip with every request and decode it in answers of `infer` alone.
+        .layer(
+            CompressionLayer::new()
+                .gzip(true)
+                .deflate(true)
+                .quality(CompressionLevel::Fastest)
+                .compress_when(SizeAbove::new(COMPRESS_ABOVE_BYTES)),
+        );
 
     // ===== health aliases: no limit may keep a probe from its answer =====
     let health = Router::new()
@@ -140,14 +148,6 @@ pub fn router(state: State, noop_route: bool) -> Router {
             ServiceBuilder::new()
                 // Outermost: gives the request its id and time, counts it, writes the access log.
                 .layer(middleware::from_fn_with_state(state, observe::observe))
-                // Clients decode these two and nothing else, and only if they asked.
-                .layer(
-                    CompressionLayer::new()
-                        .gzip(true)
-                        .deflate(true)
-                        .quality(CompressionLevel::Fastest)
-                        .compress_when(SizeAbove::new(COMPRESS_ABOVE_BYTES)),
-                )
                 // A panic in a handler is one 500, not a closed connection.
                 .layer(CatchPanicLayer::custom(error::PanicAnswer)),
         )

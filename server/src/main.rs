@@ -2,9 +2,8 @@
 
 use balm_server::cli::{Cli, Command};
 use balm_server::commands;
-use std::process::ExitCode;
 
-fn main() -> ExitCode {
+fn main() {
     let exit = match Cli::from_process() {
         Err(exit) => exit,
         Ok(cli) => match cli.command {
@@ -13,5 +12,7 @@ fn main() -> ExitCode {
             Command::Manifest(arguments) => commands::manifest(&arguments),
         },
     };
-    ExitCode::from(exit.code())
+    // Past the exit handlers: ONNX Runtime's would tear the library down under lanes that still run or load, and crash.
+    // Standard output is flushed after every print, the log by its guard.
+    signal_hook::low_level::exit(i32::from(exit.code()))
 }

@@ -1,5 +1,7 @@
 //! The arrows between the crates, and what each may name. See ARCHITECTURE.md; a wish is not an invariant.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by panicking")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

@@ -12,7 +12,9 @@ impl Metrics {
         {
             family.reset();
         }
-        self.triton.reset();
+        if let Some(triton) = &self.triton {
+            triton.reset();
+        }
         self.in_flight_total.set(signed(gate.in_flight()));
         self.in_flight_bytes.set(signed(gate.bytes_in_flight()));
         for model in &report.models {
@@ -42,7 +44,9 @@ impl Metrics {
         let labels = [serving.model.as_str(), version.as_str()];
         let waiting = serving.queue_depth();
         self.queue_depth.with_label_values(&labels).set(i64::try_from(waiting).unwrap_or(i64::MAX));
-        self.triton.set(&labels, &serving.statistics(), waiting);
+        if let Some(triton) = &self.triton {
+            triton.set(&labels, &serving.statistics(), waiting);
+        }
         let degraded = if serving.placement.degraded.is_some() { "true" } else { "false" };
         for provider in &serving.placement.providers {
             self.provider

@@ -6,7 +6,9 @@ use super::{ControlError, Inner, Model, Models};
 use crate::effective::EffectiveSettings;
 use crate::engine::{ModelBytes, Session};
 use crate::golden::Golden;
-use crate::integrity::{IntegrityError, Progress, ReadOptions, VerifiedModel, read_version};
+use crate::integrity::{
+    GOLDEN_FILE, IntegrityError, Progress, ReadOptions, VerifiedModel, read_version,
+};
 use crate::lane::Lanes;
 use crate::repository::ModelEntry;
 use crate::settings::{ModelSettings, VersionPolicy};
@@ -341,9 +343,15 @@ impl Candidate {
             version.note(before.placement.degraded.clone());
             return Ok(());
         }
-        let golden = match &verified.golden {
-            Some(text) => Golden::parse(text).map_err(Refusal::failed)?,
-            None => Golden::default(),
+        let golden = match (&verified.golden, &self.settings.golden) {
+            (Some(text), _) => Golden::parse(text).map_err(Refusal::failed)?,
+            (None, None) => Golden::default(),
+            // Serving unjudged what was to be judged would be the worse surprise.
+            (None, Some(name)) => {
+                return Err(Refusal::failed(format!(
+                    "model.toml names {name:?} as golden requests, the version folder has no such file, or its manifest does not list it"
+                )));
+            }
         };
 
         version.step(inner, ModelState::Loading);
@@ -491,7 +499,7 @@ impl Reader {
             options: ReadOptions {
                 policy: settings.policy(options.integrity).map_err(Refusal::failed)?,
                 max_bytes: options.max_file_bytes,
-                golden_file: Some(settings.golden.clone()),
+                golden_file: Some(settings.golden.clone().unwrap_or(GOLDEN_FILE.to_owned())),
                 ..ReadOptions::default()
             },
         })
@@ -544,7 +552,11 @@ impl BytesSource {
 }
 
 fn bytes_of(verified: &VerifiedModel) -> ModelBytes<'_> {
-    ModelBytes { model: &verified.model, external: &verified.external }
+    ModelBytes {
+        model: &verified.model,
+        external: &verified.external,
+        unranked: &verified.graph.unranked,
+    }
 }
 
 /// The first run of a session allocates; it is made before anybody waits for it. What it says is judged by `probe`.

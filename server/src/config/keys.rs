@@ -25,6 +25,7 @@ pub const KEYS: &[Key] = &[
     key("http.access_log", "whether each request is logged"),
     key("http.noop_route", "whether POST /noop exists, the yardstick of benchmarks"),
     key("management.addr", "address:port for probes and metrics"),
+    key("management.triton_metrics", "whether /metrics has Triton's nv_inference_* names too"),
     key("admission.max_in_flight", "requests waiting or running at once, in total"),
     key("admission.max_in_flight_per_model", "requests waiting or running at once, per model"),
     key("admission.max_bytes_in_flight", "bytes of request bodies held at once"),

@@ -150,7 +150,8 @@ fn management(reader: &mut Reader, http: &HttpConfig) -> ManagementConfig {
         let clash = same_ip && data.port() == addr.port() && addr.port() != 0;
         reader.demand(!clash, "management.addr", "http.addr", "another port than");
     }
-    ManagementConfig { addr }
+    let triton_metrics = flag(reader, "management.triton_metrics", false);
+    ManagementConfig { triton_metrics, addr }
 }
 
 fn defaults(reader: &mut Reader, host: &Host) -> ModelDefaults {

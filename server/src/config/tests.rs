@@ -169,6 +169,7 @@ fn each_bad_value_is_refused() {
         ("http.access_log", &["'no'"], &["0"]),
         ("http.noop_route", &["0"], &["on"]),
         ("management.addr", &["'unix:/s'", "'localhost'", "false"], &["unix:/s", "8002"]),
+        ("management.triton_metrics", &["'no'", "1"], &["0"]),
         ("admission.max_in_flight", &["0"], &["0", "inf"]),
         ("admission.max_in_flight_per_model", &["0", "513"], &["-5"]),
         ("admission.max_bytes_in_flight", &["0", "1000"], &["0", "1000"]),

@@ -82,7 +82,10 @@ where
                 Ok(place) => place,
                 Err(error) => {
                     // A small body is read and thrown away, so that its client reads the answer and not a reset.
-                    upload::discard(body).await;
+                    // Who waits for `100 Continue` has sent nothing yet, and reading would ask for it.
+                    if !parts.headers.contains_key(header::EXPECT) {
+                        upload::discard(body).await;
+                    }
                     return Ok(error.answer(id.as_ref()));
                 }
             };

@@ -6,10 +6,10 @@ use super::observe::RequestId;
 use axum::body::Body;
 use axum::http::Request;
 use balm_inference::admission::Permit;
-use balm_inference::predict::PredictError;
+use balm_inference::predict::{Deadline, PredictError};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Above this many bytes, decoding takes longer than an async thread should be busy (about half a millisecond).
 const OFFLOAD_ABOVE_BYTES: usize = 256 * 1024;
@@ -20,6 +20,8 @@ pub(super) struct Bounds {
     pub(super) bytes: u64,
     /// Time from the first wait to the last byte.
     pub(super) time: Duration,
+    /// The client's own deadline, where it named one.
+    pub(super) deadline: Option<Deadline>,
 }
 
 /// Reads the whole body. Bytes beyond what `permit` holds are reserved as they come.
@@ -28,9 +30,15 @@ pub(super) async fn read(
     bounds: &Bounds,
     permit: Option<&mut Permit>,
 ) -> Result<Bytes, ApiError> {
-    tokio::time::timeout(bounds.time, collect(body, bounds.bytes, permit))
-        .await
-        .map_err(|_elapsed| ApiError::BodyTimeout(bounds.time.as_millis()))?
+    let end = Instant::now() + bounds.time;
+    let first = bounds.deadline.map_or(end, |deadline| deadline.at.min(end));
+    match tokio::time::timeout_at(first.into(), collect(body, bounds.bytes, permit)).await {
+        Ok(result) => result,
+        Err(_elapsed) => Err(match &bounds.deadline {
+            Some(deadline) if deadline.at < end => deadline.error("was read").into(),
+            _ => ApiError::BodyTimeout(bounds.time.as_millis()),
+        }),
+    }
 }
 
 async fn collect(
@@ -89,6 +97,7 @@ pub(super) async fn noop(
     request: Request<Body>,
 ) -> Result<(), Failed> {
     let id = request.extensions().get::<RequestId>().cloned();
-    let bounds = Bounds { bytes: state.0.max_body_bytes as u64, time: state.0.body_timeout };
+    let bounds =
+        Bounds { bytes: state.0.max_body_bytes as u64, time: state.0.body_timeout, deadline: None };
     read(request.into_body(), &bounds, None).await.map(drop).map_err(|error| Failed(error, id))
 }

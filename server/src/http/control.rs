@@ -1,17 +1,19 @@
 //! Metadata, configuration, statistics, repository index, load and unload.
 
-use super::State;
-use super::error::{ApiError, Failed};
+use super::error::{ApiError, Failed, method_not_allowed};
 use super::observe::RequestId;
+use super::{CONTROL_BODY_BYTES, State};
 use crate::oip::metadata::{
     BatchStatistics, CODEC_EXTENSIONS, DurationStatistics, IndexEntry, IndexState,
     InferenceStatistics, ModelConfig, ModelList, ModelMetadata, ModelStatistics, ServerMetadata,
     Statistics,
 };
 use axum::extract::Path;
-use axum::http::StatusCode;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use balm_inference::models::{ControlError, Model, Models};
+use balm_inference::models::{ControlError, Models};
 use balm_inference::statistics::CountAndTime;
 use balm_inference::version::Serving;
 use bytes::Bytes;
@@ -24,6 +26,7 @@ const EXTENSIONS: [&str; 4] =
 
 type Shared = axum::extract::State<State>;
 type Id = Option<Extension<RequestId>>;
+type ControlBody = Result<Bytes, BytesRejection>;
 type Answer<T> = Result<Json<T>, Failed>;
 
 fn failed(id: Id) -> impl FnOnce(ApiError) -> Failed {
@@ -186,10 +189,10 @@ fn duration(total: CountAndTime) -> DurationStatistics {
 pub(super) async fn repository_index(
     axum::extract::State(state): Shared,
     id: Id,
-    body: Bytes,
+    body: ControlBody,
 ) -> Answer<Vec<IndexEntry>> {
     let read = || -> Result<Vec<IndexEntry>, ApiError> {
-        let request = object(&body)?;
+        let request = object(body)?;
         let only_ready = match request.get("ready") {
             None => false,
             Some(Value::Bool(ready)) => *ready,
@@ -255,9 +258,9 @@ pub(super) async fn load(
     axum::extract::State(state): Shared,
     id: Id,
     Path(model): Path<String>,
-    body: Bytes,
+    body: ControlBody,
 ) -> Answer<Value> {
-    let result = match permitted(&state, &body) {
+    let result = match permitted(&state, body) {
         Err(error) => Err(error),
         Ok(request) if has_override(&request) => Err(ApiError::NotSupported(
             "parameters: a model's configuration and files come from the repository, where their digests are checked; \
@@ -274,9 +277,9 @@ pub(super) async fn unload(
     axum::extract::State(state): Shared,
     id: Id,
     Path(model): Path<String>,
-    body: Bytes,
+    body: ControlBody,
 ) -> Answer<Value> {
-    let result = match permitted(&state, &body) {
+    let result = match permitted(&state, body) {
         Err(error) => Err(error),
         Ok(_) => blocking(&state, model.clone(), |models, name| models.unload(name)).await,
     };
@@ -291,7 +294,7 @@ pub(super) async fn named_repository(id: Id) -> (StatusCode, Failed) {
     (StatusCode::NOT_IMPLEMENTED, Failed(error, id.map(|id| id.0)))
 }
 
-fn permitted(state: &State, body: &Bytes) -> Result<serde_json::Map<String, Value>, ApiError> {
+fn permitted(state: &State, body: ControlBody) -> Result<serde_json::Map<String, Value>, ApiError> {
     if !state.0.control {
         return Err(ApiError::ControlOff);
     }
@@ -305,11 +308,18 @@ fn has_override(request: &serde_json::Map<String, Value>) -> bool {
 }
 
 /// Clients send these bodies without a content type, or none at all.
-fn object(body: &Bytes) -> Result<serde_json::Map<String, Value>, ApiError> {
+fn object(body: ControlBody) -> Result<serde_json::Map<String, Value>, ApiError> {
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLarge {
+            found: format!("more than {CONTROL_BODY_BYTES}"),
+            limit: CONTROL_BODY_BYTES as u64,
+        },
+        _ => ApiError::BodyTruncated(rejection.body_text()),
+    })?;
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(serde_json::Map::new());
     }
-    match serde_json::from_slice(body) {
+    match serde_json::from_slice(&body) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(ApiError::Field {
             field: "body".to_owned(),
@@ -339,12 +349,17 @@ pub(super) async fn v1_status(
     axum::extract::State(state): Shared,
     id: Id,
     Path(model): Path<String>,
-) -> Answer<Value> {
-    let read = |model: &Model| json!({"name": model.name(), "ready": model.serving(None).is_ok()});
-    state
-        .0
-        .models
-        .model(&model)
-        .map(|model| Json(read(&model)))
-        .map_err(|error| failed(id)(error.into()))
+) -> Response {
+    if model.contains(':') {
+        // The path of a verb, which is posted to.
+        let mut response = method_not_allowed(id, Method::GET).await;
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        return response;
+    }
+    match state.0.models.model(&model) {
+        Ok(found) => {
+            Json(json!({"name": model, "ready": found.serving(None).is_ok()})).into_response()
+        }
+        Err(error) => failed(id)(error.into()).into_response(),
+    }
 }

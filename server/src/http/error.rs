@@ -155,7 +155,10 @@ impl ApiError {
         }
         if matches!(
             self,
-            ApiError::BodyTimeout(_) | ApiError::BodyTruncated(_) | ApiError::BodyTooLarge { .. }
+            ApiError::BodyTimeout(_)
+                | ApiError::BodyTruncated(_)
+                | ApiError::BodyTooLarge { .. }
+                | ApiError::Predict(PredictError::Deadline { phase: "was read", .. })
         ) {
             // Part of the body is still to come or never will: this connection cannot carry another request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -59,7 +59,8 @@ struct Prepared {
 
 async fn infer(state: State, admitted: Admitted) -> Result<Response<Body>, ApiError> {
     let Admitted { headers, body, serving, mut permit, deadline, arrived } = admitted;
-    let body = read(&state, &serving, body, &mut permit).await?;
+    let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
+    let body = read(&state, &serving, body, &mut permit, limit).await?;
     let decoding = {
         let serving = Arc::clone(&serving);
         let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
@@ -93,8 +94,10 @@ pub(super) async fn read(
     serving: &Serving,
     body: Body,
     permit: &mut Permit,
+    deadline: Option<Deadline>,
 ) -> Result<Bytes, ApiError> {
-    let bounds = Bounds { bytes: serving.settings.max_body_bytes, time: state.0.body_timeout };
+    let bounds =
+        Bounds { bytes: serving.settings.max_body_bytes, time: state.0.body_timeout, deadline };
     body::read(body, &bounds, Some(permit)).await
 }
 

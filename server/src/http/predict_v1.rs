@@ -49,7 +49,8 @@ impl Service<Admitted> for PredictV1 {
 
 async fn predict(state: State, admitted: Admitted) -> Result<Response<Body>, ApiError> {
     let Admitted { headers, body, serving, mut permit, deadline, arrived } = admitted;
-    let body = read(&state, &serving, body, &mut permit).await?;
+    let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
+    let body = read(&state, &serving, body, &mut permit, limit).await?;
     let decoding = {
         let serving = Arc::clone(&serving);
         let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;

@@ -79,7 +79,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("toys")
     repository = toy_repository(folder / "models")
     config = {
-        "defaults": {"lanes": 1, "threads": 1, "deadline_ms": TOY_DEADLINE_MS, "max_deadline_ms": 2 * TOY_DEADLINE_MS}
+        "defaults": {"lanes": 1, "threads": 1, "deadline_ms": TOY_DEADLINE_MS, "max_deadline_ms": 2 * TOY_DEADLINE_MS},
+        "management": {"triton_metrics": True},
     }
     yield from _serving(Server(folder, repository.path, config))
 

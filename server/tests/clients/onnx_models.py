@@ -121,7 +121,7 @@ def loop() -> bytes:
     return made.SerializeToString()
 
 
-def matmul_chain(width: int = 256, depth: int = 200) -> bytes:
+def matmul_chain(width: int = 256, depth: int = 1000) -> bytes:
     """Many steps of real arithmetic, of which each ends by itself: y = x, slowly. Rows make it slower."""
     names = ["x", *(f"step{index}" for index in range(1, depth)), "y"]
     made = model(

@@ -119,14 +119,14 @@ def test_a_run_of_many_long_steps_ends_between_two_of_them(toys: Server) -> None
 
 
 def test_waiting_counts_and_costs_no_run(server: Server, busy: Endless) -> None:
-    runs = server.metrics().one("nv_inference_exec_count", model="loop")
+    runs = server.statistics("loop")["execution_count"]
     answer, took = timed(server, count_to(3), headers={"x-request-timeout-ms": "300"})
     assert answer.status == 504, answer
     assert 0.3 <= took < 0.3 + LATE_S
     assert "300 ms" in answer.error and "waited" in answer.error
     busy.leave()
     server.wait_idle()
-    assert server.metrics().one("nv_inference_exec_count", model="loop") == runs
+    assert server.statistics("loop")["execution_count"] == runs
 
 
 def test_a_client_that_leaves_frees_the_lane(server: Server, busy: Endless) -> None:
@@ -166,12 +166,12 @@ def test_zero_means_no_deadline_of_its_own(server: Server) -> None:
 
 
 def test_a_deadline_that_is_over_on_arrival_is_504(server: Server) -> None:
-    runs = server.metrics().one("nv_inference_exec_count", model="loop")
+    runs = server.statistics("loop")["execution_count"]
     for headers in ({"x-request-timeout-ms": "0"}, {"grpc-timeout": "1n"}):
         answer = server.infer("loop", count_to(3), headers=headers)
         assert answer.status == 504, answer
     server.wait_idle()
-    assert server.metrics().one("nv_inference_exec_count", model="loop") == runs
+    assert server.statistics("loop")["execution_count"] == runs
 
 
 def test_a_body_that_is_still_coming_does_not_stop_the_clock(server: Server) -> None:

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from harness import Server, json_input
+from harness import SHIPPED_MODELS, Server, json_input
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 
@@ -27,7 +27,7 @@ a client sends becomes a label. Durations are in seconds, but for Triton's names
 
 GROUPS = (
     ("Serving", "balm_"),
-    ("Triton's names, for dashboards and autoscalers that know them", "nv_"),
+    ("Triton's names, with `management.triton_metrics = true`", "nv_"),
     ("The process", "process_"),
 )
 
@@ -58,10 +58,15 @@ def render(found: dict[str, tuple[str, str, tuple[str, ...]]]) -> str:
     return "".join(parts).rstrip() + "\n"
 
 
-def test_the_page_and_the_server_agree(shipped: Server) -> None:
-    answer = shipped.infer("iris", json_input("features", "FP32", np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)))
-    assert answer.status == 200
-    found = families(shipped.probe("/metrics").text)
+def test_the_page_and_the_server_agree(tmp_path: Path) -> None:
+    server = Server(tmp_path, SHIPPED_MODELS, {"management": {"triton_metrics": True}})
+    try:
+        server.wait_started()
+        row = np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)
+        assert server.infer("iris", json_input("features", "FP32", row)).status == 200
+        found = families(server.probe("/metrics").text)
+    finally:
+        server.stop()
     # Every family has a home on the page, and there are as many as were counted by hand once, or more.
     assert all(name.startswith(tuple(prefix for _, prefix in GROUPS)) for name in found), sorted(found)
     assert len(found) >= 35, sorted(found)
