@@ -8,7 +8,7 @@ CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 CLIENTS := server/tests/clients
 # What `make bench` runs, once the things it measures are built.
-BENCH ?= $(CARGO) run --release --locked --package balm-loadtest -- bench
+BENCH ?= $(TARGET_DIR)/release/balm-loadtest bench
 
 # Nothing is inherited from a virtual environment that happens to be active.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -63,7 +63,8 @@ check: ## formatting, clippy and documentation, warnings as errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace --locked
 
-bench: build models-large venv ## predictions per second beside ONNX Runtime alone
+bench: build models-large ## predictions per second beside ONNX Runtime alone (ARGS=--quick: a minute or two)
+	$(CARGO) build --release --workspace --locked --example ort_alone
 	$(BENCH) $(ARGS)
 
 models: $(MODELS_STAMP) ## retrain models/ (the committed files change only if the recipe did)
