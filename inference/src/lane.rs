@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const RESTARTS_MAX: usize = 5;
 const RESTARTS_WINDOW_MS: u64 = 60_000;
 
-/// Builds a further session of the same version: for the second lane, or in place of a dead one.
+/// Builds a session of the same version in place of a dead one.
 pub(crate) type Rebuild = dyn Fn() -> Result<Box<dyn Session>, String> + Send + Sync;
 
 /// Hears that the number of healthy lanes has changed, with a reason where something went wrong.
@@ -82,8 +82,17 @@ impl Lanes {
         started
     }
 
+    /// Starts a further lane, and tells that it is there.
+    pub(crate) fn join(self: &Arc<Self>, index: u32, session: Box<dyn Session>) {
+        if self.start(index, session) {
+            (self.changed)(None);
+        } else {
+            self.lost(format!("lane {index} could not be started"));
+        }
+    }
+
     /// Starts a lane that builds its own session first.
-    pub(crate) fn start_building(self: &Arc<Self>, index: u32) -> bool {
+    fn start_building(self: &Arc<Self>, index: u32) -> bool {
         let lanes = Arc::clone(self);
         self.spawn(index, move || match (lanes.rebuild)() {
             Ok(session) => {
@@ -138,7 +147,7 @@ impl Lanes {
     }
 
     /// A lane is gone for good. With the last one, whoever waits is answered and nobody else is taken.
-    fn lost(&self, reason: String) {
+    pub(crate) fn lost(&self, reason: String) {
         tracing::error!(model = %self.label, reason, "lane lost");
         if self.healthy() == 0 {
             for job in self.queue.close_and_drain() {

@@ -4,6 +4,7 @@
 //! other; loads of different models do not. A version that fails is refused with its own reason, and nothing else
 //! changes: the version that served before goes on, and so do all other models.
 
+mod candidate;
 mod load;
 mod observe;
 

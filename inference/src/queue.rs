@@ -85,6 +85,11 @@ impl<T> Queue<T> {
         drained
     }
 
+    /// Whether entries are taken no more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// Entries that wait.
     pub(crate) fn len(&self) -> usize {
         self.state.lock().waiting.len()

@@ -1,42 +1,22 @@
-//! The route of a model: discovered → verifying → loading → warming → probing → ready.
+//! Loading and unloading: which versions are tried, in which order, and what becomes of the others.
 //!
 //! A load runs on a thread of its own; whoever asked for it waits, and says every ten seconds how far it is.
 
+use super::candidate::{Candidate, Refusal};
 use super::{ControlError, Inner, Model, Models};
-use crate::effective::EffectiveSettings;
-use crate::engine::{ModelBytes, Session};
-use crate::golden::{Golden, GoldenCase};
-use crate::integrity::{
-    GOLDEN_FILE, IntegrityError, Progress, ReadOptions, VerifiedModel, read_version,
-};
-use crate::lane::Lanes;
+use crate::integrity::Progress;
 use crate::repository::ModelEntry;
 use crate::settings::{ModelSettings, VersionPolicy};
-use crate::tensor::NamedTensor;
-use crate::version::{LoadTimes, Serving, Version};
+use crate::version::Version;
 use balm_probes::ModelState;
-use parking_lot::Mutex;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// A load that takes longer says so this often.
 const STILL_LOADING_EVERY: Duration = Duration::from_secs(10);
-
-/// Why a candidate does not serve, and what it becomes.
-struct Refusal {
-    state: ModelState,
-    reason: String,
-}
-
-impl Refusal {
-    fn failed(reason: impl ToString) -> Self {
-        Refusal { state: ModelState::Failed, reason: reason.to_string() }
-    }
-}
 
 impl Models {
     /// Loads every model of the repository and declares it: readiness is judged by these. Blocks.
@@ -165,14 +145,6 @@ impl Version {
             _ => {}
         }
     }
-
-    /// A step of a load. A version that serves goes on in its state while its successor is made.
-    fn step(&self, inner: &Inner, state: ModelState) {
-        if !self.state().serves() {
-            self.enter(state, None);
-            inner.changed();
-        }
-    }
 }
 
 impl Inner {
@@ -256,7 +228,15 @@ impl Inner {
             let (settings, progress) = (settings.clone(), Arc::clone(&progress));
             move || {
                 let candidate = Candidate { inner, model, version, settings, progress };
-                let _ = sender.send(candidate.load());
+                let (result, more) = match candidate.load() {
+                    Ok(more) => (Ok(()), more),
+                    Err(refusal) => (Err(refusal), None),
+                };
+                // Whoever waits goes on as soon as one lane serves.
+                let _ = sender.send(result);
+                if let Some(more) = more {
+                    more.build();
+                }
             }
         });
         let result = match spawned {
@@ -302,285 +282,4 @@ impl Inner {
             }
         }
     }
-}
-
-/// A version on its way to serve.
-struct Candidate {
-    inner: Arc<Inner>,
-    model: Arc<Model>,
-    version: Arc<Version>,
-    settings: ModelSettings,
-    progress: Arc<Progress>,
-}
-
-impl Candidate {
-    fn load(self) -> Result<(), Refusal> {
-        let (inner, version) = (&self.inner, &self.version);
-        let mut times = LoadTimes::default();
-
-        version.step(inner, ModelState::Verifying);
-        let begun = Instant::now();
-        let reader = Reader::of(&self)?;
-        let read = reader.read(&self.progress);
-        inner.metrics.integrity(
-            &self.model.name,
-            match &read {
-                Ok(verified) if verified.verified => "verified",
-                Ok(_) => "unverified",
-                Err(_) => "refused",
-            },
-        );
-        let verified = Arc::new(read.map_err(Refusal::failed)?);
-        times.read = begun.elapsed();
-        let digest = verified.digest.to_string();
-        let effective = EffectiveSettings::resolve(&self.settings, &inner.options.defaults);
-        if let Some(before) = version.serving()
-            && before.digest == digest
-            && before.settings == effective
-            && before.lane_counts().healthy == before.lane_counts().wanted
-        {
-            tracing::info!(model = %self.model.name, version = version.number, "already serving these bytes");
-            version.note(before.placement.degraded.clone());
-            return Ok(());
-        }
-        let golden = match (&verified.golden, &self.settings.golden) {
-            (Some(text), _) => Golden::parse(text).map_err(Refusal::failed)?,
-            (None, None) => Golden::default(),
-            // Serving unjudged what was to be judged would be the worse surprise.
-            (None, Some(name)) => {
-                return Err(Refusal::failed(format!(
-                    "model.toml names {name:?} as golden requests, the version folder has no such file, or its manifest does not list it"
-                )));
-            }
-        };
-
-        version.step(inner, ModelState::Loading);
-        let begun = Instant::now();
-        let mut session =
-            inner.engine.build(bytes_of(&verified), &effective.session).map_err(Refusal::failed)?;
-        times.build = begun.elapsed();
-
-        version.step(inner, ModelState::Warming);
-        let begun = Instant::now();
-        let quarantined = |reason: String| Refusal {
-            state: ModelState::Quarantined,
-            reason: format!("digest {digest}: {reason}"),
-        };
-        // The first run of a session allocates, which is what warming is for; its answer is judged like the others.
-        let (first, others) = golden.cases.split_at(golden.cases.len().min(1));
-        probe(session.as_mut(), first).map_err(quarantined)?;
-        version.step(inner, ModelState::Probing);
-        probe(session.as_mut(), others).map_err(quarantined)?;
-        times.probe = begun.elapsed();
-
-        let example = golden.cases.into_iter().next().map(|case| case.inputs);
-        self.serve(session, &verified, effective, times, reader, example);
-        Ok(())
-    }
-
-    /// Puts the proven session to work, the first lane at once and the others as they are built.
-    fn serve(
-        &self,
-        session: Box<dyn Session>,
-        verified: &Arc<VerifiedModel>,
-        settings: EffectiveSettings,
-        times: LoadTimes,
-        reader: Reader,
-        example: Option<Vec<NamedTensor>>,
-    ) {
-        let (inner, model, version) = (&self.inner, &self.model, &self.version);
-        let placement = session.placement().clone();
-        let lanes_wanted = u32::try_from(settings.lanes).unwrap_or(1);
-        let bytes = Arc::new(BytesSource::new(reader, verified, lanes_wanted.saturating_sub(1)));
-        let rebuild = {
-            let (inner, options) = (Arc::clone(inner), settings.session.clone());
-            move || {
-                let verified = bytes.get()?;
-                inner.engine.build(bytes_of(&verified), &options).map_err(|error| error.to_string())
-            }
-        };
-        let changed = {
-            let (inner, version) = (Arc::downgrade(inner), Arc::downgrade(version));
-            move |trouble| lanes_changed(&inner, &version, trouble)
-        };
-        let lanes = Arc::new(Lanes::new(
-            model.name.clone(),
-            lanes_wanted,
-            settings.max_queue,
-            inner.metrics.version(&model.name, version.number),
-            Box::new(rebuild),
-            Box::new(changed),
-        ));
-        let serving = Arc::new(Serving {
-            model: model.name.clone(),
-            version: version.number,
-            contract: session.contract().clone(),
-            placement: placement.clone(),
-            digest: verified.digest.to_string(),
-            verified: verified.verified,
-            load: times,
-            example,
-            settings,
-            lanes: Arc::clone(&lanes),
-        });
-        self.record(&serving);
-        model.gate.set_limit(serving.settings.max_in_flight);
-        lanes.start(0, session);
-        version.serve(Some(Arc::clone(&serving)));
-        let state = match placement.degraded {
-            Some(_) => ModelState::Degraded,
-            None => ModelState::Ready,
-        };
-        version.enter(state, placement.degraded.clone());
-        model.elect();
-        inner.changed();
-        for index in 1..lanes_wanted {
-            lanes.start_building(index);
-        }
-    }
-
-    fn record(&self, serving: &Serving) {
-        let (model, version) = (&self.model.name, self.version.number);
-        let metrics = &self.inner.metrics;
-        metrics.load_phase(model, version, "read", serving.load.read.as_secs_f64());
-        metrics.load_phase(model, version, "build", serving.load.build.as_secs_f64());
-        metrics.load_phase(model, version, "probe", serving.load.probe.as_secs_f64());
-        tracing::info!(
-            model = %model,
-            version,
-            digest = %serving.digest,
-            integrity = if serving.verified { "verified" } else { "unverified" },
-            provider = %serving.placement.providers.first().map(ToString::to_string).unwrap_or_default(),
-            lanes = serving.settings.lanes,
-            threads = serving.settings.session.threads,
-            read_ms = serving.load.read.as_millis(),
-            build_ms = serving.load.build.as_millis(),
-            probe_ms = serving.load.probe.as_millis(),
-            "version ready"
-        );
-    }
-}
-
-/// Lanes came or went: the report follows, and a version without any lane no longer serves.
-fn lanes_changed(inner: &Weak<Inner>, version: &Weak<Version>, trouble: Option<String>) {
-    let (Some(inner), Some(version)) = (inner.upgrade(), version.upgrade()) else {
-        return;
-    };
-    if let Some(serving) = version.serving() {
-        let counts = serving.lane_counts();
-        match trouble {
-            Some(reason) if counts.healthy == 0 && version.state().serves() => {
-                version.note(Some(reason));
-            }
-            Some(reason) => version.note(Some(reason)),
-            None if counts.healthy == counts.wanted => {
-                version.note(serving.placement.degraded.clone());
-            }
-            None => {}
-        }
-    }
-    inner.changed();
-}
-
-/// Where a version's bytes come from, the first time and again.
-struct Reader {
-    inner: Arc<Inner>,
-    folder: PathBuf,
-    options: ReadOptions,
-}
-
-impl Reader {
-    fn of(candidate: &Candidate) -> Result<Self, Refusal> {
-        let options = &candidate.inner.options;
-        let settings = &candidate.settings;
-        Ok(Reader {
-            inner: Arc::clone(&candidate.inner),
-            folder: candidate
-                .inner
-                .repository
-                .version_dir(&candidate.model.name, candidate.version.number),
-            options: ReadOptions {
-                policy: settings.policy(options.integrity).map_err(Refusal::failed)?,
-                max_bytes: options.max_file_bytes,
-                golden_file: Some(settings.golden.clone().unwrap_or(GOLDEN_FILE.to_owned())),
-                ..ReadOptions::default()
-            },
-        })
-    }
-
-    fn read(&self, progress: &Progress) -> Result<VerifiedModel, IntegrityError> {
-        read_version(self.inner.repository.root(), &self.folder, &self.options, progress)
-    }
-}
-
-/// Gives the bytes of a version to each lane that builds a session.
-///
-/// While the first lanes are built the bytes are kept; then they are let go, because a model would otherwise lie in
-/// memory twice for ever. A lane that is replaced later reads them again, and takes them only if they are the same.
-struct BytesSource {
-    reader: Reader,
-    digest: String,
-    kept: Mutex<(u32, Option<Arc<VerifiedModel>>)>,
-}
-
-impl BytesSource {
-    fn new(reader: Reader, verified: &Arc<VerifiedModel>, builds: u32) -> Self {
-        let kept = (builds > 0).then(|| Arc::clone(verified));
-        BytesSource {
-            reader,
-            digest: verified.digest.to_string(),
-            kept: Mutex::new((builds, kept)),
-        }
-    }
-
-    fn get(&self) -> Result<Arc<VerifiedModel>, String> {
-        {
-            let mut kept = self.kept.lock();
-            if let (builds, Some(verified)) = &*kept {
-                let (builds, verified) = (builds.saturating_sub(1), Arc::clone(verified));
-                *kept = (builds, (builds > 0).then(|| Arc::clone(&verified)));
-                return Ok(verified);
-            }
-        }
-        let again = self.reader.read(&Progress::default()).map_err(|error| error.to_string())?;
-        let found = again.digest.to_string();
-        if found != self.digest {
-            return Err(format!(
-                "the files on disk are no longer those that were loaded (expected digest {}, found {found})",
-                self.digest
-            ));
-        }
-        Ok(Arc::new(again))
-    }
-}
-
-fn bytes_of(verified: &VerifiedModel) -> ModelBytes<'_> {
-    ModelBytes {
-        model: &verified.model,
-        external: &verified.external,
-        unranked: &verified.graph.unranked,
-    }
-}
-
-/// Judges a session by the golden requests: it must answer all of them as recorded.
-fn probe(session: &mut dyn Session, cases: &[GoldenCase]) -> Result<(), String> {
-    for case in cases {
-        let at = |reason: String| format!("golden case {:?}: {reason}", case.name);
-        let contract = session.contract();
-        let inputs = contract
-            .accept(case.inputs.clone(), usize::MAX)
-            .map_err(|error| at(error.to_string()))?;
-        let outputs = contract
-            .select_outputs(case.outputs.iter().map(|output| output.name.as_str()))
-            .map_err(|error| at(error.to_string()))?;
-        let found = session.run(&inputs, &outputs).map_err(|error| at(error.to_string()))?;
-        let named: Vec<NamedTensor> = case
-            .outputs
-            .iter()
-            .zip(found.outputs)
-            .map(|(expected, tensor)| NamedTensor { name: expected.name.clone(), tensor })
-            .collect();
-        case.check(&named).map_err(|mismatch| at(mismatch.to_string()))?;
-    }
-    Ok(())
 }
