@@ -46,6 +46,21 @@ pub struct Placement {
     pub degraded: Option<String>,
 }
 
+/// From which level on the runtime's own messages are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RuntimeLogLevel {
+    /// Everything.
+    Verbose,
+    /// What it does.
+    Info,
+    /// What may be wrong.
+    Warning,
+    /// What failed. Runs that fail on their inputs are among it, one line for each.
+    Error,
+    /// What ends the process.
+    Fatal,
+}
+
 /// Name and version of the runtime library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineInfo {

@@ -18,6 +18,26 @@ pub const SETTINGS_FILE: &str = "model.toml";
 /// The largest settings file that is read, in bytes.
 pub const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
+/// Every key of `model.toml`; of `labels` the part that is fixed.
+pub const KEYS: [&str; 16] = [
+    "description",
+    "lanes",
+    "versions",
+    "providers",
+    "fallback",
+    "default_deadline_ms",
+    "max_deadline_ms",
+    "integrity",
+    "golden",
+    "session.threads",
+    "session.graph_optimization",
+    "limits.max_body_bytes",
+    "limits.max_batch_rows",
+    "limits.max_in_flight",
+    "limits.max_queue",
+    "labels.OUTPUT",
+];
+
 const LANES: RangeInclusive<u64> = 1..=64;
 const THREADS: RangeInclusive<u64> = 1..=256;
 /// One millisecond to one day.

@@ -76,7 +76,8 @@ impl Core {
     pub fn build(config: &Config) -> Result<Self, AppError> {
         // The repository first: a wrong path is found in a millisecond, the library takes a hundred.
         let repository = Repository::open(&config.repository.path)?;
-        let engine = OnnxEngine::start(&library::find(config.onnxruntime.library.as_deref()))?;
+        let library = library::find(config.onnxruntime.library.as_deref());
+        let engine = OnnxEngine::start(&library, config.onnxruntime.log_level)?;
         let registry = Registry::new();
         register_infos(&registry, &engine.info())?;
         let metrics = Metrics::register(&registry, config.management.triton_metrics)?;

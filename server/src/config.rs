@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs};
 
+use balm_inference::engine::RuntimeLogLevel;
 use balm_inference::integrity::Policy;
 use balm_inference::provider::Provider;
 use balm_probes::ReadinessPolicy;
@@ -27,7 +28,7 @@ pub use keys::{KEYS, Key};
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{FileText, Flag, Sources, Variable};
 pub use show::Setting;
-pub use values::{ListenAddr, LogFormat, OrtLogLevel};
+pub use values::{ListenAddr, LogFormat};
 
 use crate::host::{Host, Parallelism};
 
@@ -134,7 +135,7 @@ pub struct OnnxRuntimeConfig {
     /// The library to load; none means that it is looked for.
     pub library: Option<PathBuf>,
     /// From which level on the library's own messages are logged.
-    pub log_level: OrtLogLevel,
+    pub log_level: RuntimeLogLevel,
 }
 
 /// `[lifecycle]`.

@@ -7,7 +7,7 @@ mod value;
 
 use super::{
     BuildError, Cancel, Engine, EngineError, EngineInfo, ModelBytes, Placement, RunError,
-    RunOutput, SessionOptions,
+    RunOutput, RuntimeLogLevel, SessionOptions,
 };
 use crate::contract::{Contract, Dimension, TensorSpec};
 use crate::provider::Provider;
@@ -31,11 +31,11 @@ pub struct OnnxEngine {
 }
 
 impl OnnxEngine {
-    /// Loads the shared library at `library` and starts it, telemetry off.
+    /// Loads the shared library at `library` and starts it, telemetry off, its own messages logged from `log` on.
     ///
     /// # Errors
     /// [`EngineError::Library`] when there is no such library, [`EngineError::Start`] when it does not start.
-    pub fn start(library: &Path) -> Result<Self, EngineError> {
+    pub fn start(library: &Path, log: RuntimeLogLevel) -> Result<Self, EngineError> {
         let path = library.display().to_string();
         if !library.is_file() {
             return Err(EngineError::Library { path, reason: "no such file".to_owned() });
@@ -53,7 +53,13 @@ impl OnnxEngine {
                 path: path.clone(),
                 reason: one_line(error.message()),
             })?;
-        environment.set_log_level(LogLevel::Warning);
+        environment.set_log_level(match log {
+            RuntimeLogLevel::Verbose => LogLevel::Verbose,
+            RuntimeLogLevel::Info => LogLevel::Info,
+            RuntimeLogLevel::Warning => LogLevel::Warning,
+            RuntimeLogLevel::Error => LogLevel::Error,
+            RuntimeLogLevel::Fatal => LogLevel::Fatal,
+        });
         let build = ort::info().to_owned();
         Ok(OnnxEngine {
             environment,
@@ -279,17 +285,18 @@ fn spec(side: &str, outlet: &Outlet) -> Result<TensorSpec, BuildError> {
     Ok(TensorSpec { name: outlet.name().to_owned(), datatype, shape: Some(shape) })
 }
 
-/// Forwards the runtime's own log. Its texts are for its developers, so they stay at debug unless they are errors.
+/// Forwards the runtime's own log.
 fn log_line(level: LogLevel, category: &str, _id: &str, location: &str, message: &str) {
     match level {
         LogLevel::Error | LogLevel::Fatal => {
-            tracing::warn!(target: "onnxruntime", category, location, "{message}");
+            tracing::error!(target: "onnxruntime", category, location, "{message}");
         }
         LogLevel::Warning => {
-            tracing::debug!(target: "onnxruntime", category, location, "{message}");
+            tracing::warn!(target: "onnxruntime", category, location, "{message}");
         }
-        LogLevel::Info | LogLevel::Verbose => {
-            tracing::trace!(target: "onnxruntime", category, location, "{message}");
+        LogLevel::Info => tracing::info!(target: "onnxruntime", category, location, "{message}"),
+        LogLevel::Verbose => {
+            tracing::debug!(target: "onnxruntime", category, location, "{message}");
         }
     }
 }

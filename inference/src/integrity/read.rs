@@ -8,10 +8,14 @@ use rustix::fs::{Advice, fadvise, fstat};
 use sha2::{Digest as _, Sha256};
 use std::io::{self, ErrorKind, Read};
 use std::iter::repeat_n;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 
-/// Bytes per read. Large enough that system calls cost nothing, small enough that progress moves.
-const CHUNK: usize = 4 << 20;
+/// Bytes per read. Large enough that system calls cost nothing, small enough that progress moves and that reading and
+/// hashing overlap well.
+const CHUNK: usize = 1 << 20;
+/// Chunks that may wait to be hashed. They are in memory anyway; the bound keeps the hash near the read.
+const CHUNKS_WAITING: usize = 8;
 
 /// What to do with the bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,14 +72,14 @@ fn read_exactly(
     let kept = match keep {
         Keep::Owned => {
             owned.resize(length, 0);
-            owned.chunks_mut(CHUNK).try_for_each(|chunk| hash.fill(source, chunk))?;
+            hash.fill_all(source, &mut owned)?;
             Kept::Owned(owned)
         }
         Keep::Shared => {
             drop(owned);
             let mut shared: Arc<[u8]> = repeat_n(0, length).collect();
             let bytes = Arc::get_mut(&mut shared).expect("nobody else holds a slice just made");
-            bytes.chunks_mut(CHUNK).try_for_each(|chunk| hash.fill(source, chunk))?;
+            hash.fill_all(source, bytes)?;
             Kept::Shared(shared)
         }
         Keep::Nothing => {
@@ -109,11 +113,44 @@ struct Hasher<'a> {
 
 impl Hasher<'_> {
     fn fill(&mut self, source: &mut impl Read, chunk: &mut [u8]) -> Result<(), IntegrityError> {
+        self.read(source, chunk)?;
+        self.hash.update(&*chunk);
+        Ok(())
+    }
+
+    /// Fills `bytes`, hashing on a second thread what has been read: the load of a large model waits for the slower of
+    /// disk and hash, not for both.
+    fn fill_all(&mut self, source: &mut impl Read, bytes: &mut [u8]) -> Result<(), IntegrityError> {
+        if bytes.len() <= 2 * CHUNK {
+            return bytes.chunks_mut(CHUNK).try_for_each(|chunk| self.fill(source, chunk));
+        }
+        let so_far = self.hash.clone();
+        let hashed = thread::scope(|scope| {
+            let (sender, receiver) = mpsc::sync_channel::<&[u8]>(CHUNKS_WAITING);
+            let hashing =
+                thread::Builder::new().name("hash".to_owned()).spawn_scoped(scope, move || {
+                    receiver.into_iter().fold(so_far, |hash, chunk| hash.chain_update(chunk))
+                });
+            let hashing = hashing.map_err(|error| failed(self.name, error))?;
+            for chunk in bytes.chunks_mut(CHUNK) {
+                self.read(source, chunk)?;
+                // The other end goes only by a panic, which the join below tells.
+                let _ = sender.send(chunk);
+            }
+            drop(sender);
+            hashing.join().map_err(|_| {
+                failed(self.name, io::Error::other("the thread that hashes it panicked"))
+            })
+        })?;
+        self.hash = hashed;
+        Ok(())
+    }
+
+    fn read(&self, source: &mut impl Read, chunk: &mut [u8]) -> Result<(), IntegrityError> {
         source.read_exact(chunk).map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => IntegrityError::Changed { file: self.name.to_owned() },
             _ => failed(self.name, error),
         })?;
-        self.hash.update(&*chunk);
         self.progress.advance(chunk.len() as u64);
         Ok(())
     }

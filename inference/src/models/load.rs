@@ -5,7 +5,7 @@
 use super::{ControlError, Inner, Model, Models};
 use crate::effective::EffectiveSettings;
 use crate::engine::{ModelBytes, Session};
-use crate::golden::Golden;
+use crate::golden::{Golden, GoldenCase};
 use crate::integrity::{
     GOLDEN_FILE, IntegrityError, Progress, ReadOptions, VerifiedModel, read_version,
 };
@@ -362,12 +362,15 @@ impl Candidate {
 
         version.step(inner, ModelState::Warming);
         let begun = Instant::now();
-        warm(session.as_mut(), &golden);
-        version.step(inner, ModelState::Probing);
-        probe(session.as_mut(), &golden).map_err(|reason| Refusal {
+        let quarantined = |reason: String| Refusal {
             state: ModelState::Quarantined,
             reason: format!("digest {digest}: {reason}"),
-        })?;
+        };
+        // The first run of a session allocates, which is what warming is for; its answer is judged like the others.
+        let (first, others) = golden.cases.split_at(golden.cases.len().min(1));
+        probe(session.as_mut(), first).map_err(quarantined)?;
+        version.step(inner, ModelState::Probing);
+        probe(session.as_mut(), others).map_err(quarantined)?;
         times.probe = begun.elapsed();
 
         let example = golden.cases.into_iter().next().map(|case| case.inputs);
@@ -559,18 +562,9 @@ fn bytes_of(verified: &VerifiedModel) -> ModelBytes<'_> {
     }
 }
 
-/// The first run of a session allocates; it is made before anybody waits for it. What it says is judged by `probe`.
-fn warm(session: &mut dyn Session, golden: &Golden) {
-    let Some(case) = golden.cases.first() else { return };
-    if let Ok(inputs) = session.contract().accept(case.inputs.clone(), usize::MAX) {
-        let outputs: Vec<usize> = (0..session.contract().outputs.len()).collect();
-        let _ = session.run(&inputs, &outputs);
-    }
-}
-
 /// Judges a session by the golden requests: it must answer all of them as recorded.
-fn probe(session: &mut dyn Session, golden: &Golden) -> Result<(), String> {
-    for case in &golden.cases {
+fn probe(session: &mut dyn Session, cases: &[GoldenCase]) -> Result<(), String> {
+    for case in cases {
         let at = |reason: String| format!("golden case {:?}: {reason}", case.name);
         let contract = session.contract();
         let inputs = contract

@@ -7,12 +7,13 @@ use balm_probes::ReadinessPolicy;
 use super::problem::Problems;
 use super::raw::Sources;
 use super::read::{Default, Reader, because, boolean, fixed, integer, one_of};
-use super::values::{self, ListenAddr, LogFormat, OrtLogLevel};
+use super::values::{self, ListenAddr, LogFormat};
 use super::{
     AdmissionConfig, Config, HttpConfig, LifecycleConfig, LogConfig, ManagementConfig,
     ModelDefaults, OnnxRuntimeConfig, RepositoryConfig,
 };
 use crate::host::{Host, Parallelism, parallelism};
+use balm_inference::engine::RuntimeLogLevel;
 use balm_inference::integrity::Policy;
 use balm_inference::provider::Provider;
 
@@ -46,7 +47,7 @@ pub(super) fn resolve(sources: &Sources, host: &Host) -> Result<Config, Problems
         ),
         log_level: reader.take(
             "onnxruntime.log_level",
-            fixed(OrtLogLevel::Warning),
+            fixed(RuntimeLogLevel::Fatal),
             one_of(values::ORT_LOG_LEVELS),
             values::word(values::ORT_LOG_LEVELS),
         ),

@@ -2,6 +2,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use super::*;
+use crate::exit::Exit;
 use crate::host::Fact;
 
 fn host() -> Host {
@@ -367,4 +368,26 @@ fn the_table_shows_key_value_variable_and_origin() {
         ["http.threads", "3", "BALM_HTTP_THREADS", "environment", "BALM_HTTP_THREADS"]
     );
     assert!(table.contains("default: 4 cores, by a test"), "{table}");
+}
+
+/// A page that forgets a key is worse than none.
+#[test]
+fn the_page_has_a_row_for_every_key() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for key in KEYS {
+        assert!(page.contains(&format!("\n| `{}` | ", key.name)), "{} has no row", key.name);
+    }
+    let rows = page.lines().filter(|line| line.starts_with("| `")).count();
+    let model_keys = balm_inference::settings::KEYS;
+    for key in model_keys {
+        assert!(page.contains(&format!("\n| `{key}` | ")), "{key} of model.toml has no row");
+    }
+    assert_eq!(rows, KEYS.len() + model_keys.len(), "a row for a key that is gone");
+    for exit in Exit::ALL {
+        // Codes that only later remedies use stand in exit.rs alone.
+        if !matches!(exit, Exit::Hang | Exit::Gpu | Exit::Memory) {
+            assert!(page.contains(&format!("\n| {} | ", exit.code())), "{exit:?} has no row");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use balm_inference::engine::RuntimeLogLevel;
 use balm_inference::integrity::Policy;
 use balm_inference::provider::Provider;
 use balm_probes::ReadinessPolicy;
@@ -20,21 +21,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
-}
-
-/// Levels of ONNX Runtime's own log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum OrtLogLevel {
-    /// Everything.
-    Verbose,
-    /// What it does.
-    Info,
-    /// What may be wrong.
-    Warning,
-    /// What failed.
-    Error,
-    /// What ends the process.
-    Fatal,
 }
 
 /// Where the data port listens.
@@ -55,12 +41,12 @@ pub(super) const INTEGRITY: &[(&str, Policy)] =
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] =
     &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
-pub(super) const ORT_LOG_LEVELS: &[(&str, OrtLogLevel)] = &[
-    ("verbose", OrtLogLevel::Verbose),
-    ("info", OrtLogLevel::Info),
-    ("warning", OrtLogLevel::Warning),
-    ("error", OrtLogLevel::Error),
-    ("fatal", OrtLogLevel::Fatal),
+pub(super) const ORT_LOG_LEVELS: &[(&str, RuntimeLogLevel)] = &[
+    ("verbose", RuntimeLogLevel::Verbose),
+    ("info", RuntimeLogLevel::Info),
+    ("warning", RuntimeLogLevel::Warning),
+    ("error", RuntimeLogLevel::Error),
+    ("fatal", RuntimeLogLevel::Fatal),
 ];
 
 impl fmt::Display for ListenAddr {
