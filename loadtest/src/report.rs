@@ -23,6 +23,9 @@ const START_RATIO_MAX: f64 = 1.2;
 /// What an idle server holds beside ONNX Runtime alone, in millions of bytes.
 const ADDED_MB_MAX: f64 = 15.0;
 
+/// Other work that takes more of a core than this, on average over a measurement's rounds, makes figures doubtful.
+const OTHERS_MAX: f64 = 0.1;
+
 /// Everything that one run of the bench has found.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -123,6 +126,17 @@ pub(crate) struct Start {
     pub(crate) ort_alone: Load,
     pub(crate) balm_ms: f64,
     pub(crate) balm_memory: Memory,
+}
+
+// ===== impl Report =====
+
+impl Report {
+    /// How many cores other work took at worst, where that was so much that the figures cannot be trusted.
+    pub(crate) fn disturbed(&self) -> Option<f64> {
+        let rows = self.throughput.iter().flat_map(|throughput| &throughput.rows);
+        let others = rows.filter_map(|row| row.cores).map(|cores| cores.others);
+        others.max_by(f64::total_cmp).filter(|others| *others > OTHERS_MAX)
+    }
 }
 
 // ===== impl Throughput =====

@@ -41,6 +41,12 @@ fn write(text: &mut String, report: &Report) -> fmt::Result {
             write_aim(text, aim)?;
         }
     }
+    if let Some(others) = report.disturbed() {
+        writeln!(
+            text,
+            "\nOther work took up to {others:.2} of a core: good for a look, not for a document."
+        )?;
+    }
     Ok(())
 }
 
@@ -138,6 +144,17 @@ fn percent(share: f64) -> String {
 mod tests {
     use super::*;
     use crate::report::tests::report;
+
+    #[test]
+    fn a_disturbed_report_says_so() {
+        let mut report = report("iris");
+        report.throughput[0].rows[2].cores =
+            Some(crate::process::Cores { generator: 0.5, target: 1.0, others: 0.25 });
+        let rendered = render(&report);
+        assert!(rendered.ends_with(
+            "\nOther work took up to 0.25 of a core: good for a look, not for a document.\n"
+        ));
+    }
 
     #[test]
     fn a_report_can_be_read() {
