@@ -118,7 +118,8 @@ impl Lanes {
 
     fn serve(self: &Arc<Self>, index: u32, mut session: Box<dyn Session>) {
         let canceller = session.canceller();
-        while let Some(job) = self.queue.pop() {
+        let mut queue = self.queue.reader();
+        while let Some(job) = queue.pop() {
             if let Run::Panicked = self.run(session.as_mut(), &canceller, job) {
                 self.healthy.fetch_sub(1, Ordering::AcqRel);
                 self.replace(index);
@@ -178,6 +179,7 @@ impl Lanes {
         self.metrics.queue_seconds.observe(waited.as_secs_f64());
         match result {
             Ok(Ok(output)) => {
+                self.queue.learn(output.input_time + output.infer_time + output.output_time);
                 self.metrics.run_seconds.observe(output.infer_time.as_secs_f64());
                 self.statistics.succeeded(total);
                 let prediction = self.executed(&job, waited, output);

@@ -122,10 +122,17 @@ impl Models {
     /// The model of that name.
     ///
     /// # Errors
-    /// [`PredictError::UnknownModel`].
+    /// [`PredictError::UnknownModel`]; `NotReady` while the repository may not have been read.
     pub fn model(&self, name: &str) -> Result<Arc<Model>, PredictError> {
         let table = self.0.table.load();
         table.get(name).cloned().ok_or_else(|| {
+            if self.0.report.load().server == ServerPhase::Starting {
+                // It may well be there in a moment.
+                return PredictError::NotReady {
+                    model: name.chars().take(128).collect(),
+                    reason: "the server is starting".to_owned(),
+                };
+            }
             let mut known: Vec<&str> = table.keys().map(String::as_str).collect();
             known.sort_unstable();
             PredictError::UnknownModel {

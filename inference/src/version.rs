@@ -198,7 +198,10 @@ impl Serving {
             permit,
         };
         match self.lanes.queue.push(job) {
-            Ok(()) => Ok(Pending { answer: receiver, token, deadline }),
+            Ok(()) => {
+                let lanes = Arc::clone(&self.lanes);
+                Ok(Pending { lanes, answer: receiver, token, deadline })
+            }
             Err(Refused::Full(_)) => Err(PredictError::Shed(ShedReason::QueueFull)),
             Err(Refused::Closed(_)) => Err(PredictError::NotReady {
                 model: self.model.clone(),

@@ -5,7 +5,7 @@ use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use std::sync::Arc;
+use bytes::Bytes;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,25 +15,27 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Id of one request, the client's or our own.
+///
+/// Kept as the header value that goes back, which is cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct RequestId(Arc<str>);
+pub(super) struct RequestId(HeaderValue);
 
 impl RequestId {
     /// Text.
     pub(super) fn as_str(&self) -> &str {
-        &self.0
+        // Both constructors see to it that it is ASCII.
+        self.0.to_str().unwrap_or_default()
     }
 
     /// The client's id where it is fit for a log line, else a new one.
     fn of(request: &Request) -> Self {
-        let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
-        match given {
-            Some(text)
-                if !text.is_empty()
-                    && text.len() <= REQUEST_ID_BYTES_MAX
-                    && text.bytes().all(|byte| byte.is_ascii_graphic()) =>
+        match request.headers().get(REQUEST_ID) {
+            Some(given)
+                if !given.is_empty()
+                    && given.len() <= REQUEST_ID_BYTES_MAX
+                    && given.as_bytes().iter().all(u8::is_ascii_graphic) =>
             {
-                RequestId(Arc::from(text))
+                RequestId(given.clone())
             }
             _ => RequestId::fresh(),
         }
@@ -49,7 +51,11 @@ impl RequestId {
                 ^ u64::from(std::process::id()) << 40
         });
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        RequestId(Arc::from(format!("{born:x}-{next:x}")))
+        let text = format!("{born:x}-{next:x}");
+        RequestId(
+            HeaderValue::from_maybe_shared(Bytes::from(text))
+                .unwrap_or(HeaderValue::from_static("-")),
+        )
     }
 }
 
@@ -74,9 +80,7 @@ pub(super) async fn observe(
     let mut response = next.run(request).await;
     let status = response.status().as_u16();
     state.0.metrics.count(route.as_ref().map_or("none", MatchedPath::as_str), status);
-    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
-        response.headers_mut().insert(REQUEST_ID, value);
-    }
+    response.headers_mut().insert(REQUEST_ID, id.0.clone());
     if let Some((method, path)) = logged {
         tracing::info!(
             target: "balm::access",
