@@ -10,11 +10,10 @@ use crate::predict::{Job, PredictError, Prediction};
 use crate::queue::Queue;
 use crate::statistics::{Statistics, Timing};
 use crate::version::unix_ms;
-use balm_probes::RepairBudget;
+use balm_probes::{ModelState, RepairBudget};
 use parking_lot::Mutex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,17 +24,51 @@ const RESTARTS_WINDOW_MS: u64 = 60_000;
 /// Builds a session of the same version in place of a dead one.
 pub(crate) type Rebuild = dyn Fn() -> Result<Box<dyn Session>, String> + Send + Sync;
 
-/// Hears that the number of healthy lanes has changed, with a reason where something went wrong.
-pub(crate) type LanesChanged = dyn Fn(Option<String>) + Send + Sync;
+/// Hears that the condition of the lanes has changed.
+pub(crate) type LanesChanged = dyn Fn() + Send + Sync;
+
+/// How the lanes of a version stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Condition {
+    /// As many as configured.
+    pub(crate) wanted: u32,
+    /// As many as would take a job now. A busy lane is healthy.
+    pub(crate) healthy: u32,
+    /// As many as are being built, for the first time or in place of a dead one.
+    pub(crate) coming: u32,
+    /// Why a lane does not run where it was asked to.
+    pub(crate) degraded: Option<String>,
+    /// The latest trouble with a lane, until all are healthy again.
+    pub(crate) trouble: Option<String>,
+}
+
+impl Condition {
+    /// The state of a version that serves by these lanes, and why. Lanes that are coming for the first time are no lack.
+    pub(crate) fn verdict(&self) -> (ModelState, Option<String>) {
+        if self.is_hopeless() {
+            return (ModelState::Failed, self.trouble.clone());
+        }
+        if self.degraded.is_some() {
+            return (ModelState::Degraded, self.degraded.clone());
+        }
+        if self.healthy + self.coming < self.wanted {
+            return (ModelState::Degraded, self.trouble.clone());
+        }
+        (ModelState::Ready, self.trouble.clone())
+    }
+
+    fn is_hopeless(&self) -> bool {
+        self.healthy == 0 && self.coming == 0
+    }
+}
 
 /// What the lanes of one version share.
 pub(crate) struct Lanes {
     pub(crate) label: String,
-    pub(crate) wanted: u32,
     pub(crate) queue: Queue<Job>,
     pub(crate) statistics: Statistics,
     pub(crate) metrics: VersionMetrics,
-    healthy: AtomicU32,
+    condition: Mutex<Condition>,
     rebuild: Box<Rebuild>,
     changed: Box<LanesChanged>,
     budget: Mutex<RepairBudget>,
@@ -43,6 +76,7 @@ pub(crate) struct Lanes {
 }
 
 impl Lanes {
+    /// No lane yet; `wanted` are coming.
     pub(crate) fn new(
         label: String,
         wanted: u32,
@@ -53,11 +87,10 @@ impl Lanes {
     ) -> Self {
         Lanes {
             label,
-            wanted,
             queue: Queue::new(queue_capacity),
             statistics: Statistics::default(),
             metrics,
-            healthy: AtomicU32::new(0),
+            condition: Mutex::new(Condition { wanted, coming: wanted, ..Condition::default() }),
             rebuild,
             changed,
             budget: Mutex::new(RepairBudget::new(RESTARTS_MAX, RESTARTS_WINDOW_MS)),
@@ -65,43 +98,58 @@ impl Lanes {
         }
     }
 
-    /// Lanes that would take a job now. A busy lane is healthy.
-    pub(crate) fn healthy(&self) -> u32 {
-        self.healthy.load(Ordering::Acquire)
+    /// How the lanes stand.
+    pub(crate) fn condition(&self) -> Condition {
+        self.condition.lock().clone()
     }
 
-    /// Starts a lane with a session that is there already.
-    pub(crate) fn start(self: &Arc<Self>, index: u32, session: Box<dyn Session>) -> bool {
-        // Counted before the thread runs: the version is about to be called ready on the strength of it.
-        self.healthy.fetch_add(1, Ordering::AcqRel);
+    /// A lane that was coming is there: starts its thread. False when that could not be started; then it is lost.
+    pub(crate) fn join(self: &Arc<Self>, index: u32, session: Box<dyn Session>) -> bool {
+        // Counted before the thread runs: the version is called ready on the strength of it.
+        self.arrived(session.as_ref());
         let lanes = Arc::clone(self);
         let started = self.spawn(index, move || lanes.serve(index, session));
         if !started {
-            self.healthy.fetch_sub(1, Ordering::AcqRel);
+            {
+                let mut condition = self.condition.lock();
+                condition.healthy -= 1;
+                condition.coming += 1;
+            }
+            self.lost(format!("lane {index} could not be started"));
         }
         started
     }
 
-    /// Starts a further lane, and tells that it is there.
-    pub(crate) fn join(self: &Arc<Self>, index: u32, session: Box<dyn Session>) {
-        if self.start(index, session) {
-            (self.changed)(None);
-        } else {
-            self.lost(format!("lane {index} could not be started"));
+    fn arrived(&self, session: &dyn Session) {
+        {
+            let mut condition = self.condition.lock();
+            condition.coming -= 1;
+            condition.healthy += 1;
+            if let Some(reason) = &session.placement().degraded {
+                condition.degraded = Some(reason.clone());
+            }
+            if condition.healthy == condition.wanted {
+                condition.trouble = None;
+            }
         }
+        (self.changed)();
     }
 
-    /// Starts a lane that builds its own session first.
-    fn start_building(self: &Arc<Self>, index: u32) -> bool {
-        let lanes = Arc::clone(self);
-        self.spawn(index, move || match (lanes.rebuild)() {
-            Ok(session) => {
-                lanes.healthy.fetch_add(1, Ordering::AcqRel);
-                (lanes.changed)(None);
-                lanes.serve(index, session);
+    /// A lane that was coming will not come. With the last one, whoever waits is answered and nobody else is taken.
+    pub(crate) fn lost(&self, reason: String) {
+        tracing::error!(model = %self.label, reason, "lane lost");
+        let hopeless = {
+            let mut condition = self.condition.lock();
+            condition.coming -= 1;
+            condition.trouble = Some(reason);
+            condition.is_hopeless()
+        };
+        if hopeless {
+            for job in self.queue.close_and_drain() {
+                job.answer(Err(PredictError::LaneLost));
             }
-            Err(reason) => lanes.lost(format!("lane {index} could not be built: {reason}")),
-        })
+        }
+        (self.changed)();
     }
 
     fn spawn(&self, index: u32, body: impl FnOnce() + Send + 'static) -> bool {
@@ -121,17 +169,28 @@ impl Lanes {
         let mut queue = self.queue.reader();
         while let Some(job) = queue.pop() {
             if let Run::Panicked = self.run(session.as_mut(), &canceller, job) {
-                self.healthy.fetch_sub(1, Ordering::AcqRel);
+                drop(queue);
                 self.replace(index);
                 return;
             }
         }
-        self.healthy.fetch_sub(1, Ordering::AcqRel);
+        self.condition.lock().healthy -= 1;
     }
 
     /// A panic may have left the session in any state, so thread and session go, and a new pair comes.
     fn replace(self: &Arc<Self>, index: u32) {
         self.metrics.lane_restarts.inc();
+        {
+            let mut condition = self.condition.lock();
+            condition.healthy -= 1;
+            condition.coming += 1;
+            condition.trouble = Some(format!("lane {index} panicked and is being replaced"));
+        }
+        if self.queue.is_closed() {
+            // Its version was replaced or unloaded; nobody waits for this lane.
+            return;
+        }
+        (self.changed)();
         let now_ms = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
         if !self.budget.lock().try_spend(now_ms) {
             self.lost(format!(
@@ -141,21 +200,21 @@ impl Lanes {
             return;
         }
         tracing::error!(model = %self.label, lane = index, "lane panicked, replacing it");
-        (self.changed)(Some(format!("lane {index} panicked and is being replaced")));
-        if !self.start_building(index) {
+        let lanes = Arc::clone(self);
+        let started = self.spawn(index, move || {
+            let built = catch_unwind(AssertUnwindSafe(|| (lanes.rebuild)()))
+                .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
+            match built {
+                Ok(session) => {
+                    lanes.arrived(session.as_ref());
+                    lanes.serve(index, session);
+                }
+                Err(reason) => lanes.lost(format!("lane {index} could not be built: {reason}")),
+            }
+        });
+        if !started {
             self.lost(format!("lane {index} could not be started again"));
         }
-    }
-
-    /// A lane is gone for good. With the last one, whoever waits is answered and nobody else is taken.
-    pub(crate) fn lost(&self, reason: String) {
-        tracing::error!(model = %self.label, reason, "lane lost");
-        if self.healthy() == 0 {
-            for job in self.queue.close_and_drain() {
-                job.answer(Err(PredictError::LaneLost));
-            }
-        }
-        (self.changed)(Some(reason));
     }
 
     fn run(&self, session: &mut dyn Session, canceller: &Arc<dyn Cancel>, job: Job) -> Run {
@@ -222,5 +281,30 @@ fn run_error(error: RunError, job: &Job, token: &RunToken) -> PredictError {
         // Only its own request cancels a run, and that has either left or passed its deadline.
         RunError::Terminated if token.is_cancelled() => job.deadline.error("ran"),
         other => other.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_follows_the_lanes() {
+        let degraded = Some("on the cpu".to_owned());
+        let table = [
+            // wanted, healthy, coming, degraded → state
+            ((2, 2, 0, None), ModelState::Ready),
+            ((2, 1, 1, None), ModelState::Ready),
+            ((2, 0, 1, None), ModelState::Degraded),
+            ((2, 1, 0, None), ModelState::Degraded),
+            ((2, 0, 0, None), ModelState::Failed),
+            ((1, 0, 1, None), ModelState::Ready),
+            ((2, 2, 0, degraded.clone()), ModelState::Degraded),
+            ((2, 0, 0, degraded), ModelState::Failed),
+        ];
+        for ((wanted, healthy, coming, degraded), state) in table {
+            let condition = Condition { wanted, healthy, coming, degraded, trouble: None };
+            assert_eq!(condition.verdict().0, state, "{condition:?}");
+        }
     }
 }

@@ -232,6 +232,11 @@ impl Metrics {
         }
     }
 
+    /// The counter of requests that found no version to answer them, under version `none`.
+    pub(crate) fn not_ready(&self, model: &str) -> IntCounter {
+        self.requests.with_label_values(&[model, "none", Outcome::NotReady.as_str()])
+    }
+
     /// The counters of turned-away requests of one model, by reason.
     pub fn shed(&self, model: &str) -> ShedCounters {
         ShedCounters(

@@ -14,11 +14,12 @@ use crate::engine::Engine;
 use crate::integrity::Policy;
 use crate::metrics::{Metrics, ShedCounters};
 use crate::predict::PredictError;
-use crate::repository::Repository;
+use crate::repository::{Repository, parse_version};
 use crate::version::{Serving, Version, unix_ms};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use balm_probes::{HealthReport, ModelReport, ServerPhase};
 use parking_lot::Mutex;
+use prometheus::IntCounter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,6 +65,7 @@ pub struct Model {
     name: String,
     gate: Arc<ModelGate>,
     shed: ShedCounters,
+    not_ready: IntCounter,
     declared: AtomicBool,
     /// Unloaded by request, and not loaded again since.
     withdrawn: AtomicBool,
@@ -164,13 +166,14 @@ impl Models {
         self.0.engine.info()
     }
 
-    /// The server enters `phase`; a drained or stopped server admits nobody.
+    /// The server enters `phase`. Phases only go forward, so that a load that ends late does not undo a drain. A stopped
+    /// server admits nobody.
     pub fn enter(&self, phase: ServerPhase) {
         if matches!(phase, ServerPhase::Stopped) {
             self.0.gate.close();
         }
         let mut server = self.0.changing.lock();
-        if server.phase != phase {
+        if server.phase < phase {
             server.phase = phase;
             server.since_ms = unix_ms();
         }
@@ -206,6 +209,7 @@ impl Inner {
             name: name.to_owned(),
             gate: Arc::new(ModelGate::new(0)),
             shed: self.metrics.shed(name),
+            not_ready: self.metrics.not_ready(name),
             declared: AtomicBool::new(declared),
             withdrawn: AtomicBool::new(false),
             versions: ArcSwap::default(),
@@ -250,9 +254,7 @@ impl Model {
             return self.current.load_full().ok_or_else(|| self.not_ready());
         };
         let versions = self.versions.load();
-        let found = asked
-            .parse::<u64>()
-            .ok()
+        let found = parse_version(asked)
             .and_then(|number| versions.iter().find(|candidate| candidate.number == number));
         let Some(version) = found else {
             let known: Vec<String> =
@@ -269,6 +271,11 @@ impl Model {
         })
     }
 
+    /// Counts a request that found no version to answer it.
+    pub fn count_not_ready(&self) {
+        self.not_ready.inc();
+    }
+
     /// Everything of this model that serves, by version.
     pub fn all_serving(&self) -> Vec<Arc<Serving>> {
         self.versions.load().iter().filter_map(|version| version.serving()).collect()
@@ -283,10 +290,11 @@ impl Model {
         PredictError::NotReady { model: self.name.clone(), reason }
     }
 
-    /// Chooses again which version answers when none is named: the newest that serves.
+    /// Chooses again which version answers when none is named: the newest that serves, with a lane if there is one.
     fn elect(&self) {
-        let newest = self.versions.load().iter().rev().find_map(|version| version.serving());
-        self.current.store(newest);
+        let serving = self.all_serving();
+        let healthy = serving.iter().rev().find(|serving| serving.lane_counts().healthy > 0);
+        self.current.store(healthy.or(serving.last()).cloned());
     }
 
     fn report(&self) -> ModelReport {

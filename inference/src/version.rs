@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 /// A version of a model that the repository holds, serving or not.
 pub(crate) struct Version {
     pub(crate) number: u64,
+    model: String,
     status: Mutex<Status>,
     serving: ArcSwapOption<Serving>,
 }
@@ -35,9 +36,10 @@ struct Status {
 }
 
 impl Version {
-    pub(crate) fn new(number: u64) -> Arc<Self> {
+    pub(crate) fn new(model: &str, number: u64) -> Arc<Self> {
         Arc::new(Version {
             number,
+            model: model.to_owned(),
             status: Mutex::new(Status {
                 state: ModelState::Discovered,
                 reason: None,
@@ -61,6 +63,14 @@ impl Version {
         );
         if status.state != state {
             status.since_ms = unix_ms();
+            tracing::info!(
+                model = %self.model,
+                version = self.number,
+                from = status.state.as_str(),
+                to = state.as_str(),
+                reason,
+                "state"
+            );
         }
         status.state = state;
         status.reason = reason;
@@ -227,7 +237,8 @@ impl Serving {
 
     /// Lanes, wanted and healthy.
     pub fn lane_counts(&self) -> LaneCounts {
-        LaneCounts { wanted: self.lanes.wanted, healthy: self.lanes.healthy() }
+        let condition = self.lanes.condition();
+        LaneCounts { wanted: condition.wanted, healthy: condition.healthy }
     }
 
     fn describe(&self, report: &mut VersionReport) {
@@ -242,6 +253,7 @@ impl Serving {
             ("read_ms".to_owned(), self.load.read.as_millis().to_string()),
             ("build_ms".to_owned(), self.load.build.as_millis().to_string()),
             ("probe_ms".to_owned(), self.load.probe.as_millis().to_string()),
+            ("description".to_owned(), self.settings.description.clone().unwrap_or_default()),
             (
                 "default_deadline_ms".to_owned(),
                 self.settings.default_deadline.as_millis().to_string(),

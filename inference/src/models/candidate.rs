@@ -12,8 +12,9 @@ use crate::settings::ModelSettings;
 use crate::tensor::NamedTensor;
 use crate::version::{LoadTimes, Serving, Version};
 use balm_probes::ModelState;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 /// Why a candidate does not serve, and what it becomes.
@@ -56,7 +57,7 @@ impl Candidate {
         version.step(inner, ModelState::Verifying);
         let begun = Instant::now();
         let reader = Reader::of(&self)?;
-        let read = reader.read(&self.progress);
+        let read = reader.read(inner, &self.progress);
         inner.metrics.integrity(
             &self.model.name,
             match &read {
@@ -72,7 +73,8 @@ impl Candidate {
         if let Some(before) = version.serving()
             && before.digest == digest
             && before.settings == effective
-            && before.lane_counts().healthy == before.lane_counts().wanted
+            && before.lanes.condition().verdict().0.serves()
+            && before.lanes.condition().trouble.is_none()
         {
             tracing::info!(model = %self.model.name, version = version.number, "already serving these bytes");
             version.note(before.placement.degraded.clone());
@@ -109,7 +111,7 @@ impl Candidate {
         times.probe = begun.elapsed();
 
         let example = golden.cases.into_iter().next().map(|case| case.inputs);
-        Ok(Some(self.serve(session, &verified, effective, times, reader, example)))
+        self.serve(session, &verified, effective, times, reader, example).map(Some)
     }
 
     /// Puts the proven session to work as the first lane. The others are still to be built.
@@ -121,21 +123,28 @@ impl Candidate {
         times: LoadTimes,
         reader: Reader,
         example: Option<Vec<NamedTensor>>,
-    ) -> MoreLanes {
+    ) -> Result<MoreLanes, Refusal> {
         let (inner, model, version) = (&self.inner, &self.model, &self.version);
         let placement = session.placement().clone();
         let lanes_wanted = u32::try_from(settings.lanes).unwrap_or(1);
         let rebuild = {
-            let (inner, options) = (Arc::clone(inner), settings.session.clone());
-            let digest = verified.digest;
+            let (engine, options) = (Arc::clone(&inner.engine), settings.session.clone());
+            let (digest, inner) = (verified.digest, Arc::downgrade(inner));
             move || {
-                let again = reader.read_again(digest)?;
-                inner.engine.build(bytes_of(&again), &options).map_err(|error| error.to_string())
+                let inner = inner.upgrade().ok_or("the server has ended")?;
+                let again = reader.read_again(&inner, digest)?;
+                engine.build(bytes_of(&again), &options).map_err(|error| error.to_string())
             }
         };
+        let watch = Arc::new(Watch {
+            inner: Arc::downgrade(inner),
+            model: Arc::downgrade(model),
+            version: Arc::downgrade(version),
+            lanes: OnceLock::new(),
+        });
         let changed = {
-            let (inner, version) = (Arc::downgrade(inner), Arc::downgrade(version));
-            move |trouble| lanes_changed(&inner, &version, trouble)
+            let watch = Arc::clone(&watch);
+            move || lanes_changed(&watch)
         };
         let lanes = Arc::new(Lanes::new(
             model.name.clone(),
@@ -158,22 +167,22 @@ impl Candidate {
             lanes: Arc::clone(&lanes),
         });
         self.record(&serving);
+        if !lanes.join(0, session) {
+            return Err(Refusal::failed("the thread of its first lane could not be started"));
+        }
+        let _ = watch.lanes.set(Arc::downgrade(&lanes));
         model.gate.set_limit(serving.settings.max_in_flight);
-        lanes.start(0, session);
         version.serve(Some(Arc::clone(&serving)));
-        let state = match placement.degraded {
-            Some(_) => ModelState::Degraded,
-            None => ModelState::Ready,
-        };
-        version.enter(state, placement.degraded.clone());
+        let (state, reason) = lanes.condition().verdict();
+        version.enter(state, reason);
         model.elect();
         inner.changed();
-        MoreLanes {
+        Ok(MoreLanes {
             inner: Arc::clone(inner),
             lanes,
             verified: Arc::clone(verified),
             options: serving.settings.session.clone(),
-        }
+        })
     }
 
     fn record(&self, serving: &Serving) {
@@ -198,30 +207,38 @@ impl Candidate {
     }
 }
 
-/// Lanes came or went: the report follows, and a version without any lane no longer serves.
-fn lanes_changed(inner: &Weak<Inner>, version: &Weak<Version>, trouble: Option<String>) {
-    let (Some(inner), Some(version)) = (inner.upgrade(), version.upgrade()) else {
+/// Lanes came or went: the version's state follows, and one that has lost its last lane makes way for another.
+fn lanes_changed(watch: &Watch) {
+    let (Some(inner), Some(model), Some(version)) =
+        (watch.inner.upgrade(), watch.model.upgrade(), watch.version.upgrade())
+    else {
         return;
     };
-    if let Some(serving) = version.serving() {
-        let counts = serving.lane_counts();
-        match trouble {
-            Some(reason) if counts.healthy == 0 && version.state().serves() => {
-                version.note(Some(reason));
-            }
-            Some(reason) => version.note(Some(reason)),
-            None if counts.healthy == counts.wanted => {
-                version.note(serving.placement.degraded.clone());
-            }
-            None => {}
-        }
+    let Some(serving) = version.serving() else { return };
+    let Some(lanes) = watch.lanes.get().and_then(Weak::upgrade) else { return };
+    if !Arc::ptr_eq(&serving.lanes, &lanes) {
+        // A successor serves; these lanes are on their way out and speak for nobody.
+        return;
     }
+    let (state, reason) = lanes.condition().verdict();
+    version.enter(state, reason);
+    if state == ModelState::Failed {
+        version.serve(None);
+    }
+    model.elect();
     inner.changed();
+}
+
+/// Whom the lanes of a version report to, held weakly: they must not keep alive what owns them.
+struct Watch {
+    inner: Weak<Inner>,
+    model: Weak<Model>,
+    version: Weak<Version>,
+    lanes: OnceLock<Weak<Lanes>>,
 }
 
 /// Where a version's bytes come from, the first time and again.
 struct Reader {
-    inner: Arc<Inner>,
     folder: PathBuf,
     options: ReadOptions,
 }
@@ -231,7 +248,6 @@ impl Reader {
         let options = &candidate.inner.options;
         let settings = &candidate.settings;
         Ok(Reader {
-            inner: Arc::clone(&candidate.inner),
             folder: candidate
                 .inner
                 .repository
@@ -245,14 +261,14 @@ impl Reader {
         })
     }
 
-    fn read(&self, progress: &Progress) -> Result<VerifiedModel, IntegrityError> {
-        read_version(self.inner.repository.root(), &self.folder, &self.options, progress)
+    fn read(&self, inner: &Inner, progress: &Progress) -> Result<VerifiedModel, IntegrityError> {
+        read_version(inner.repository.root(), &self.folder, &self.options, progress)
     }
 
     /// Reads again for a lane that is replaced, and takes the bytes only if they are the same. (Keeping them would hold
     /// every model in memory twice, for ever.)
-    fn read_again(&self, digest: Digest) -> Result<VerifiedModel, String> {
-        let again = self.read(&Progress::default()).map_err(|error| error.to_string())?;
+    fn read_again(&self, inner: &Inner, digest: Digest) -> Result<VerifiedModel, String> {
+        let again = self.read(inner, &Progress::default()).map_err(|error| error.to_string())?;
         if again.digest != digest {
             return Err(format!(
                 "the files on disk are no longer those that were loaded (expected digest {digest}, found {})",
@@ -275,13 +291,23 @@ impl MoreLanes {
     /// Builds them one after the other on this thread: what the building of one leaves in the allocator serves the next,
     /// where threads of their own would keep it each. Then the bytes of the model are let go.
     pub(super) fn build(self) {
-        for index in 1..self.lanes.wanted {
+        for index in 1..self.lanes.condition().wanted {
             if self.lanes.queue.is_closed() {
                 return;
             }
-            match self.inner.engine.build(bytes_of(&self.verified), &self.options) {
-                Ok(session) => self.lanes.join(index, session),
-                Err(error) => self.lanes.lost(format!("lane {index} could not be built: {error}")),
+            let build = || {
+                let bytes = bytes_of(&self.verified);
+                self.inner.engine.build(bytes, &self.options).map_err(|error| error.to_string())
+            };
+            let built = catch_unwind(AssertUnwindSafe(build))
+                .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
+            match built {
+                Ok(session) => {
+                    self.lanes.join(index, session);
+                }
+                Err(reason) => {
+                    self.lanes.lost(format!("lane {index} could not be built: {reason}"))
+                }
             }
         }
     }

@@ -65,11 +65,16 @@ impl Models {
         let Some(entry) = self.0.repository.find(name) else {
             return Err(ControlError::UnknownModel(name.chars().take(128).collect()));
         };
-        let model = self.0.entry(&entry.name, self.declares_nothing());
-        self.0.load_entry(&model, &entry)?;
-        model.withdrawn.store(false, Ordering::Release);
+        let model = self.0.entry(&entry.name, false);
+        let result = self.0.load_entry(&model, &entry);
+        if model.serving(None).is_ok() {
+            model.withdrawn.store(false, Ordering::Release);
+            if self.declares_nothing() {
+                model.declared.store(true, Ordering::Release);
+            }
+        }
         self.0.changed();
-        Ok(())
+        result
     }
 
     /// Whether the server was started without any model. Then the first one that is loaded is what it is there for.
@@ -77,7 +82,7 @@ impl Models {
         self.all().iter().all(|model| !model.declared.load(Ordering::Acquire))
     }
 
-    /// Lets a model go: what waits is still answered, then its sessions end. Blocks only for the bookkeeping.
+    /// Lets a model go: what waits is still answered, then its sessions end. Blocks while a load of it is under way.
     ///
     /// Readiness is no longer judged by it: letting one model go is a choice, not a failure. A server without any
     /// declared model is not ready.
@@ -91,11 +96,10 @@ impl Models {
         let _control = model.control.lock();
         model.withdrawn.store(true, Ordering::Release);
         for version in model.versions.load().iter() {
-            version.unload();
+            version.unload(&self.0);
         }
         model.elect();
         self.0.changed();
-        tracing::info!(model = %model.name, "model unloaded");
         Ok(())
     }
 }
@@ -115,7 +119,7 @@ impl Model {
                 before
                     .iter()
                     .find(|version| version.number == number)
-                    .map_or_else(|| Version::new(number), Arc::clone)
+                    .map_or_else(|| Version::new(&self.name, number), Arc::clone)
             })
             .collect();
         self.versions.store(Arc::new(next));
@@ -124,13 +128,14 @@ impl Model {
 }
 
 impl Version {
-    fn unload(&self) {
+    fn unload(&self, inner: &Inner) {
         let state = self.state();
         if state == ModelState::Unloaded {
             return;
         }
         if state != ModelState::Discovered {
             self.enter(ModelState::Unloading, None);
+            inner.changed();
         }
         self.serve(None);
         self.enter(ModelState::Unloaded, None);
@@ -157,7 +162,12 @@ impl Inner {
         for warning in &entry.warnings {
             tracing::warn!(model = %model.name, "{warning}");
         }
-        model.set_versions(self, &entry.versions);
+        // A version that model.toml asks for and that is absent is a failed version, for all to see.
+        let asked =
+            entry.settings.as_ref().map(|settings| settings.versions.candidates(&entry.versions));
+        let numbers: BTreeSet<u64> =
+            entry.versions.iter().copied().chain(asked.unwrap_or_default()).collect();
+        model.set_versions(self, &numbers.into_iter().collect::<Vec<_>>());
         let versions = model.versions.load_full();
         let settings = match (&entry.settings, entry.problem()) {
             (Ok(settings), None) => settings,
@@ -175,35 +185,56 @@ impl Inner {
         let mut kept = BTreeSet::new();
         for number in settings.versions.candidates(&entry.versions) {
             let Some(version) = versions.iter().find(|version| version.number == number) else {
-                reasons.push(format!(
-                    "version {number}: model.toml asks for it, the repository has no such folder"
-                ));
                 continue;
             };
-            match self.load_version(model, version, settings) {
-                Ok(()) => {
-                    kept.insert(number);
-                    if settings.versions == VersionPolicy::Latest {
-                        break;
-                    }
-                }
-                Err(reason) => reasons.push(format!("version {number}: {reason}")),
+            let loaded = if entry.versions.contains(&number) {
+                self.load_version(model, version, settings)
+            } else {
+                let reason = "model.toml asks for it, the repository has no such folder".to_owned();
+                self.refuse(version, Refusal::failed(&reason));
+                Err(reason)
+            };
+            if let Err(reason) = &loaded {
+                reasons.push(format!("version {number}: {reason}"));
             }
-        }
-        if kept.is_empty() {
-            self.changed();
-            return Err(self.refused(model, reasons.join("; ")));
+            // What served before goes on serving when its successor is refused.
+            if loaded.is_ok() || version.serving().is_some() {
+                kept.insert(number);
+                if settings.versions == VersionPolicy::Latest {
+                    break;
+                }
+            }
         }
         // Only now, when a successor serves, the versions that the policy no longer asks for go.
         for version in versions.iter().filter(|version| !kept.contains(&version.number)) {
-            if version.serving().is_some() || version.state() == ModelState::Discovered {
-                version.unload();
+            let superseded = version.serving().is_some() && !kept.is_empty();
+            if superseded || version.state() == ModelState::Discovered {
+                version.unload(self);
                 version.note(Some("the model's version policy does not ask for it".to_owned()));
             }
         }
         model.elect();
         self.changed();
-        Ok(())
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        let serves: Vec<String> =
+            model.all_serving().iter().map(|serving| serving.version.to_string()).collect();
+        if !serves.is_empty() {
+            reasons.push(format!("version {} serves", serves.join(", ")));
+        }
+        Err(self.refused(model, reasons.join("; ")))
+    }
+
+    /// A version does not come to serve. One that serves already goes on, with a note.
+    fn refuse(&self, version: &Version, refusal: Refusal) {
+        if version.serving().is_some() {
+            version.note(Some(format!("a reload was refused: {}", refusal.reason)));
+        } else {
+            version.rediscover();
+            version.enter(refusal.state, Some(refusal.reason));
+        }
+        self.changed();
     }
 
     fn refused(&self, model: &Model, reason: String) -> ControlError {
@@ -272,13 +303,9 @@ impl Inner {
                     reason = refusal.reason,
                     "version refused"
                 );
-                if version.serving().is_some() {
-                    version.note(Some(format!("a reload was refused: {}", refusal.reason)));
-                } else {
-                    version.enter(refusal.state, Some(refusal.reason.clone()));
-                }
-                self.changed();
-                Err(refusal.reason)
+                let reason = refusal.reason.clone();
+                self.refuse(version, refusal);
+                Err(reason)
             }
         }
     }
