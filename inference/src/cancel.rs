@@ -46,16 +46,22 @@ impl RunToken {
     }
 
     /// The answer is not wanted any more: stops the run, or keeps it from beginning.
-    pub(crate) fn cancel(&self) {
+    ///
+    /// True when the job lies in the queue still, for a lane to clear away.
+    pub(crate) fn cancel(&self) -> bool {
         let mut phase = self.phase.lock();
         match &*phase {
-            Phase::Waiting => *phase = Phase::Cancelled,
+            Phase::Waiting => {
+                *phase = Phase::Cancelled;
+                true
+            }
             Phase::Running(canceller) => {
                 // Under the lock, so that `finish` waits and the lane cannot be at another job meanwhile.
                 canceller.cancel();
                 *phase = Phase::Cancelled;
+                false
             }
-            Phase::Finished | Phase::Cancelled => {}
+            Phase::Finished | Phase::Cancelled => false,
         }
     }
 

@@ -23,14 +23,11 @@ pub struct ModelDefaults {
     pub max_deadline: Duration,
     /// Rows in one request.
     pub max_batch_rows: usize,
-    /// Requests of one model between admission and the end of their run; `None`: 64 per lane.
-    pub max_in_flight: Option<u64>,
+    /// Requests of one model between admission and the end of their run.
+    pub max_in_flight: u64,
     /// Bytes of one request's body, decompressed.
     pub max_body_bytes: u64,
 }
-
-/// Requests in flight per lane where nothing else is said. A first bound, until admission goes by time.
-const IN_FLIGHT_PER_LANE: u64 = 64;
 
 /// What holds for one model version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,12 +58,8 @@ impl EffectiveSettings {
     /// `settings` over `defaults`.
     pub fn resolve(settings: &ModelSettings, defaults: &ModelDefaults) -> Self {
         let lanes = settings.lanes.unwrap_or(defaults.lanes);
-        let max_in_flight = settings
-            .limits
-            .max_in_flight
-            .map(|limit| limit as u64)
-            .or(defaults.max_in_flight)
-            .unwrap_or(IN_FLIGHT_PER_LANE * u64::try_from(lanes).unwrap_or(1));
+        let max_in_flight =
+            settings.limits.max_in_flight.map_or(defaults.max_in_flight, |limit| limit as u64);
         let max_deadline = settings.max_deadline.unwrap_or(defaults.max_deadline);
         EffectiveSettings {
             description: settings.description.clone(),

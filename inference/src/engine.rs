@@ -66,7 +66,7 @@ pub enum RuntimeLogLevel {
 pub struct EngineInfo {
     /// For example `onnxruntime`.
     pub name: &'static str,
-    /// Version that the library itself reports, for example `1.31.1`.
+    /// Version in the library's file name, for example `1.31.1`.
     pub version: String,
     /// Build text of the library: commit, flags.
     pub build: String,

@@ -27,6 +27,12 @@ pub(crate) type Rebuild = dyn Fn() -> Result<Box<dyn Session>, String> + Send + 
 /// Hears that the condition of the lanes has changed.
 pub(crate) type LanesChanged = dyn Fn() + Send + Sync;
 
+/// Answers of short runs that are held to be sent together.
+const ANSWERS_HELD_MAX: usize = 16;
+
+/// Outputs, or the reason why not.
+type Answer = Result<Prediction, PredictError>;
+
 /// How the lanes of a version stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Condition {
@@ -68,6 +74,8 @@ pub(crate) struct Lanes {
     pub(crate) queue: Queue<Job>,
     pub(crate) statistics: Statistics,
     pub(crate) metrics: VersionMetrics,
+    /// Answers that are sent together, with one waking of the HTTP runtime: see [`Lanes::finish`].
+    finished: Mutex<Vec<(Job, Answer)>>,
     condition: Mutex<Condition>,
     rebuild: Box<Rebuild>,
     changed: Box<LanesChanged>,
@@ -90,6 +98,7 @@ impl Lanes {
             queue: Queue::new(queue_capacity),
             statistics: Statistics::default(),
             metrics,
+            finished: Mutex::new(Vec::with_capacity(ANSWERS_HELD_MAX)),
             condition: Mutex::new(Condition { wanted, coming: wanted, ..Condition::default() }),
             rebuild,
             changed,
@@ -167,10 +176,22 @@ impl Lanes {
     fn serve(self: &Arc<Self>, index: u32, mut session: Box<dyn Session>) {
         let canceller = session.canceller();
         let mut queue = self.queue.reader();
-        while let Some(job) = queue.pop() {
+        loop {
+            let job = match queue.pop_waiting() {
+                Some(job) => job,
+                None => {
+                    self.send_answers();
+                    match queue.pop() {
+                        Some(job) => job,
+                        None => break,
+                    }
+                }
+            };
             if let Run::Panicked = self.run(session.as_mut(), &canceller, job) {
                 drop(queue);
                 self.replace(index);
+                // Only now: who asks again on hearing this must find the lanes as they are.
+                self.send_answers();
                 return;
             }
         }
@@ -223,7 +244,7 @@ impl Lanes {
         if begun >= job.deadline.at {
             self.statistics.failed(waited);
             let error = job.deadline.error("waited");
-            job.answer(Err(error));
+            self.finish(job, Err(error));
             return Run::Answered;
         }
         session.rearm();
@@ -242,21 +263,53 @@ impl Lanes {
                 self.metrics.run_seconds.observe(output.infer_time.as_secs_f64());
                 self.statistics.succeeded(total);
                 let prediction = self.executed(&job, waited, output);
-                job.answer(Ok(prediction));
+                self.finish(job, Ok(prediction));
                 Run::Answered
             }
             Ok(Err(error)) => {
                 self.statistics.failed(total);
                 let error = run_error(error, &job, &job.token);
-                job.answer(Err(error));
+                self.finish(job, Err(error));
                 Run::Answered
             }
             Err(_panic) => {
                 self.statistics.failed(total);
-                job.answer(Err(PredictError::LaneLost));
+                self.finished.lock().push((job, Err(PredictError::LaneLost)));
                 Run::Panicked
             }
         }
+    }
+
+    /// A job has its answer. Where runs are short it is held until the queue is empty or sixteen are together: each answer
+    /// that is sent by itself wakes the HTTP runtime, which costs more than the run. A run that is unexpectedly long cannot
+    /// keep the answers before it: whoever waits a millisecond sends them.
+    fn finish(&self, job: Job, answer: Answer) {
+        if !self.queue.runs_are_short() {
+            self.send_answers();
+            job.answer(answer);
+            return;
+        }
+        let full = {
+            let mut finished = self.finished.lock();
+            finished.push((job, answer));
+            finished.len() >= ANSWERS_HELD_MAX
+        };
+        if full {
+            self.send_answers();
+        }
+    }
+
+    fn send_answers(&self) {
+        let finished = std::mem::take(&mut *self.finished.lock());
+        for (job, answer) in finished {
+            job.answer(answer);
+        }
+    }
+
+    /// Whoever has waited too long sees to it that no lane sleeps while jobs wait, and that no answer is held back.
+    pub(crate) fn nudge(&self) {
+        self.send_answers();
+        self.queue.nudge();
     }
 
     fn executed(&self, job: &Job, waited: Duration, output: RunOutput) -> Prediction {

@@ -165,7 +165,7 @@ impl Job {
     }
 }
 
-/// After this long, who waits sees to it that no lane sleeps while entries wait: see `queue.rs`.
+/// After this long, who waits sees to it that nothing sleeps or is held: see `Lanes::nudge`.
 const NUDGE_AFTER: Duration = Duration::from_millis(1);
 
 /// A request that waits for its answer. Dropping it cancels the job, running or not.
@@ -185,7 +185,7 @@ impl Pending {
         let nudge_at = (Instant::now() + NUDGE_AFTER).min(self.deadline.at);
         let mut answer = tokio::time::timeout_at(nudge_at.into(), &mut self.answer).await;
         if answer.is_err() {
-            self.lanes.queue.nudge();
+            self.lanes.nudge();
             answer = tokio::time::timeout_at(self.deadline.at.into(), &mut self.answer).await;
         }
         match answer {
@@ -202,6 +202,9 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.token.cancel();
+        if self.token.cancel() {
+            // Its place is free only when a lane has come by.
+            self.lanes.nudge();
+        }
     }
 }

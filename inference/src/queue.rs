@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// What waking a sleeping thread takes on a shared machine, about.
 const WAKE_COST: Duration = Duration::from_micros(50);
+/// Runs up to this long are short beside the waking of whoever waits for their answers.
+const SHORT_RUN: Duration = Duration::from_micros(15);
 /// A run's share in the learned time of runs: 1/8.
 const LEARNING_SHIFT: u32 = 3;
 /// Nothing learned yet: every entry wakes a lane.
@@ -136,6 +138,11 @@ impl<T> Queue<T> {
         self.run_ns.store(after, Ordering::Relaxed);
     }
 
+    /// Whether runs are so short that waking their clients one by one costs more.
+    pub(crate) fn runs_are_short(&self) -> bool {
+        self.backlog(1) <= SHORT_RUN
+    }
+
     /// How long a lane that is awake takes for `entries`.
     fn backlog(&self, entries: usize) -> Duration {
         let entries = u64::try_from(entries).unwrap_or(u64::MAX);
@@ -170,6 +177,16 @@ impl<T> Queue<T> {
 }
 
 impl<T> Reader<'_, T> {
+    /// The oldest entry, if there is one now. Whoever finds none must come back by [`Reader::pop`].
+    pub(crate) fn pop_waiting(&mut self) -> Option<T> {
+        let mut state = self.queue.state.lock();
+        let entry = state.waiting.pop_front()?;
+        if !std::mem::replace(&mut self.busy, true) {
+            state.busy += 1;
+        }
+        Some(entry)
+    }
+
     /// The oldest entry; sleeps until there is one. `None` once the queue is closed and empty.
     pub(crate) fn pop(&mut self) -> Option<T> {
         loop {
@@ -257,8 +274,8 @@ mod tests {
     }
 
     /// A reader thread that announces what it takes and goes on when it is told to.
-    fn reader(queue: &Arc<Queue<u32>>, taken: &mpsc::Sender<u32>) -> mpsc::Sender<()> {
-        let (go, gone) = mpsc::channel();
+    fn reader(queue: &Arc<Queue<u32>>, taken: &mpsc::SyncSender<u32>) -> mpsc::SyncSender<()> {
+        let (go, gone) = mpsc::sync_channel(64);
         let (queue, taken) = (Arc::clone(queue), taken.clone());
         std::thread::spawn(move || {
             let mut reader = queue.reader();
@@ -280,7 +297,7 @@ mod tests {
     fn short_runs_wake_nobody_while_a_lane_is_awake_and_a_nudge_does() {
         let queue = Arc::new(Queue::new(64));
         queue.learn(Duration::from_micros(5));
-        let (sender, taken) = mpsc::channel();
+        let (sender, taken) = mpsc::sync_channel(64);
         let _goes = [reader(&queue, &sender), reader(&queue, &sender)];
         until_idle(&queue, 2);
         queue.push(1).unwrap();
@@ -296,7 +313,7 @@ mod tests {
     fn long_runs_wake_a_lane_for_each() {
         let queue = Arc::new(Queue::new(64));
         queue.learn(Duration::from_millis(10));
-        let (sender, taken) = mpsc::channel();
+        let (sender, taken) = mpsc::sync_channel(64);
         let _goes = [reader(&queue, &sender), reader(&queue, &sender)];
         until_idle(&queue, 2);
         queue.push(1).unwrap();
@@ -311,7 +328,7 @@ mod tests {
     fn a_lane_that_dies_hands_on_what_was_left_to_it() {
         let queue = Arc::new(Queue::new(64));
         queue.learn(Duration::from_micros(5));
-        let (sender, taken) = mpsc::channel();
+        let (sender, taken) = mpsc::sync_channel(64);
         let go = reader(&queue, &sender);
         until_idle(&queue, 1);
         let mut dying = queue.reader();

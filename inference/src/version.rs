@@ -161,7 +161,10 @@ impl Serving {
     /// # Errors
     /// [`ContractError`], which names the field.
     pub fn accept(&self, inputs: Vec<NamedTensor>) -> Result<Vec<Tensor>, ContractError> {
-        self.contract.accept(inputs, self.settings.max_batch_rows)
+        // Without a batch dimension the first one is no number of rows.
+        let rows =
+            if self.contract.is_batched() { self.settings.max_batch_rows } else { usize::MAX };
+        self.contract.accept(inputs, rows)
     }
 
     /// The deadline of a request whose head came at `arrived` and which asked for `requested`.
@@ -196,7 +199,10 @@ impl Serving {
         }
         let (sender, receiver) = oneshot::channel();
         let token = RunToken::new();
-        let rows = inputs.first().and_then(|tensor| tensor.shape().first()).copied().unwrap_or(1);
+        let rows = match inputs.first().and_then(|tensor| tensor.shape().first()) {
+            Some(rows) if self.contract.is_batched() => *rows,
+            _ => 1,
+        };
         let job = Job {
             inputs,
             outputs,

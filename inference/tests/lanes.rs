@@ -41,6 +41,8 @@ struct Script {
     /// Builds fail for model files of this size.
     refuse_size: AtomicU64,
     degraded: AtomicBool,
+    /// Sessions after this many are degraded; 0: none.
+    degrade_after: AtomicU64,
 }
 
 struct ScriptedEngine(Arc<Script>);
@@ -60,7 +62,7 @@ impl Engine for ScriptedEngine {
         bytes: ModelBytes<'_>,
         options: &SessionOptions,
     ) -> Result<Box<dyn Session>, BuildError> {
-        self.0.builds.fetch_add(1, Ordering::SeqCst);
+        let before = self.0.builds.fetch_add(1, Ordering::SeqCst);
         if bytes.model.len() as u64 == self.0.refuse_size.load(Ordering::SeqCst) {
             return Err(BuildError::Graph("scripted refusal".to_owned()));
         }
@@ -69,7 +71,8 @@ impl Engine for ScriptedEngine {
             datatype: Datatype::Int64,
             shape: Some(vec![Dimension::Dynamic(None)]),
         };
-        let degraded = self.0.degraded.load(Ordering::SeqCst);
+        let after = self.0.degrade_after.load(Ordering::SeqCst);
+        let degraded = self.0.degraded.load(Ordering::SeqCst) || (after > 0 && before >= after);
         Ok(Box::new(ScriptedSession {
             script: Arc::clone(&self.0),
             contract: Contract { inputs: vec![spec("x")], outputs: vec![spec("y")] },
@@ -170,7 +173,7 @@ impl House {
                 default_deadline: Duration::from_secs(20),
                 max_deadline: Duration::from_secs(20),
                 max_batch_rows: 1024,
-                max_in_flight: None,
+                max_in_flight: 64,
                 max_body_bytes: 1 << 20,
             },
             integrity: Policy::Digest,
@@ -201,8 +204,17 @@ impl House {
     }
 
     fn submit(&self, command: i64, allowance: Duration) -> Result<Pending, PredictError> {
+        self.submit_to(None, command, allowance)
+    }
+
+    fn submit_to(
+        &self,
+        version: Option<&str>,
+        command: i64,
+        allowance: Duration,
+    ) -> Result<Pending, PredictError> {
         let model = self.models.model("m")?;
-        let serving = model.serving(None)?;
+        let serving = model.serving(version)?;
         let permit = self.models.gate().admit(model.gate(), 8).map_err(PredictError::Shed)?;
         let data = Bytes::copy_from_slice(&command.to_le_bytes());
         let input = Tensor::raw(Datatype::Int64, vec![1], data).unwrap();
@@ -481,4 +493,82 @@ async fn a_server_that_stops_admits_nobody() {
     assert!(house.ask(ECHO).await.is_ok(), "and still serving");
     house.models.enter(ServerPhase::Stopped);
     assert!(matches!(house.ask(ECHO).await, Err(PredictError::Shed(_))));
+}
+
+#[test]
+fn a_refused_reload_takes_nothing_down_under_any_policy() {
+    for policy in ["\"all\"", "\"latest\"", "[1, 2]"] {
+        let house = House::new(1);
+        let folder = house.repository.path().join("m");
+        std::fs::write(folder.join("model.toml"), format!("versions = {policy}\n")).unwrap();
+        add_version(house.repository.path(), "m", 2, "digits");
+        house.load_all();
+        std::fs::write(folder.join("2/model.onnx"), b"no model").unwrap();
+        let error = house.models.load("m").unwrap_err().to_string();
+        assert!(error.contains("version 2: "), "{policy}: {error}");
+        let serving = house.models.model("m").unwrap().serving(None).unwrap();
+        assert_eq!(serving.version, 2, "{policy}: what served goes on");
+        assert_eq!(house.state(2), ModelState::Ready, "{policy}");
+        assert!(house.ready());
+    }
+}
+
+#[test]
+fn a_version_that_is_asked_for_and_absent_has_failed() {
+    let house = House::new(1);
+    let settings = house.repository.path().join("m/model.toml");
+    std::fs::write(settings, "versions = [1, 7]\n").unwrap();
+    house.load_all();
+    assert_eq!((house.state(1), house.state(7)), (ModelState::Ready, ModelState::Failed));
+    assert!(house.reason(7).contains("no such folder"), "{}", house.reason(7));
+}
+
+#[test]
+fn a_first_load_that_fails_does_not_decide_what_an_empty_server_is_there_for() {
+    let house = House::new(1);
+    std::fs::remove_dir_all(house.repository.path().join("m")).unwrap();
+    house.load_all();
+    add_version(house.repository.path(), "bad", 1, "digits");
+    let size = std::fs::metadata(Path::new(SHIPPED).join("digits/1/model.onnx")).unwrap().len();
+    house.script.refuse_size.store(size, Ordering::SeqCst);
+    assert!(house.models.load("bad").is_err());
+    add_version(house.repository.path(), "good", 1, "iris");
+    house.models.load("good").unwrap();
+    assert!(house.ready());
+}
+
+#[test]
+fn a_load_that_ends_late_does_not_undo_a_drain() {
+    let house = House::loaded(1);
+    house.models.enter(ServerPhase::Draining);
+    house.models.enter(ServerPhase::Running);
+    assert!(!house.ready());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_without_lanes_makes_way_for_an_older_one() {
+    let house = House::new(1);
+    let settings = house.repository.path().join("m/model.toml");
+    std::fs::write(settings, "versions = \"all\"\n").unwrap();
+    add_version(house.repository.path(), "m", 2, "digits");
+    house.load_all();
+    for _ in 0..6 {
+        let pending = house.submit_to(Some("2"), PANIC, Duration::from_secs(20)).unwrap();
+        assert_eq!(pending.wait().await.unwrap_err(), PredictError::LaneLost);
+        // While its lane is being replaced, too.
+        assert!(house.ask(ECHO).await.is_ok());
+    }
+    house.until("version 2 given up", |house| house.state(2) == ModelState::Failed);
+    assert_eq!(house.models.model("m").unwrap().serving(None).unwrap().version, 1);
+    assert!(house.ask(ECHO).await.is_ok());
+    assert!(house.ready());
+}
+
+#[test]
+fn a_further_lane_on_another_provider_is_seen() {
+    let house = House::new(2);
+    house.script.degrade_after.store(1, Ordering::SeqCst);
+    house.load_all();
+    house.until("degraded", |house| house.state(1) == ModelState::Degraded);
+    assert!(house.ready());
 }

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::state::ModelState;
 
 /// Phase of the whole server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum ServerPhase {
     /// Ports are being bound, models are loading.

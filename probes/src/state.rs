@@ -19,7 +19,7 @@ pub enum ModelState {
     Verifying = 1,
     /// The engine builds sessions from the verified bytes.
     Loading = 2,
-    /// First runs, whose time and answers count for nothing.
+    /// The first golden request, whose run allocates; its time counts for nothing.
     Warming = 3,
     /// Golden requests are compared to their known answers.
     Probing = 4,

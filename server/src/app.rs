@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Threads for work that blocks: loads, and the decoding of large bodies.
+/// Threads that decode large bodies. Loads have threads of their own.
 const BLOCKING_THREADS_MAX: usize = 16;
 
 /// The server could not be put together.
@@ -101,7 +101,7 @@ fn options(config: &Config) -> ModelsOptions {
             default_deadline: defaults.deadline,
             max_deadline: defaults.max_deadline,
             max_batch_rows: defaults.max_batch_rows,
-            max_in_flight: Some(config.admission.max_in_flight_per_model as u64),
+            max_in_flight: config.admission.max_in_flight_per_model as u64,
             max_body_bytes: config.http.max_body_bytes as u64,
         },
         integrity: config.repository.integrity,
@@ -276,6 +276,7 @@ impl Served {
         models.enter(ServerPhase::Stopped);
         if cut > 0 {
             tracing::warn!(connections = cut, "connections cut: they did not finish in time");
+            return Exit::Interrupted;
         }
         tracing::info!("drained");
         Exit::Drained

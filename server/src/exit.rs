@@ -22,7 +22,8 @@ pub enum Exit {
     Memory,
     /// 74: a file or a socket could not be used, such as an address that is taken.
     Io,
-    /// 143: a second SIGTERM cut the drain short (128 + 15, as a shell tells it).
+    /// 143: the drain was cut short, by a second SIGTERM or because connections did not finish in time (128 + 15, as a
+    /// shell tells it).
     Interrupted,
 }
 

@@ -16,7 +16,7 @@ pub struct Health {
     pulse: Arc<Pulse>,
     policy: ReadinessPolicy,
     registry: Registry,
-    was_ready: AtomicBool,
+    start_is_over: AtomicBool,
     /// Gauges are set anew at each scrape; two scrapes at once would see each other's blank page.
     scraping: Mutex<()>,
 }
@@ -34,7 +34,7 @@ impl Health {
             pulse,
             policy,
             registry,
-            was_ready: AtomicBool::new(false),
+            start_is_over: AtomicBool::new(false),
             scraping: Mutex::new(()),
         }
     }
@@ -52,11 +52,11 @@ struct Status<'a> {
 }
 
 impl Health {
-    /// Judges readiness, and remembers for good that the server was ready once.
+    /// Judges readiness, and remembers for good that the start is over once the server was ready.
     fn readiness(&self) -> Readiness {
         let verdict = readiness(&self.models.report(), &self.policy);
         if verdict.ready {
-            self.was_ready.store(true, Ordering::Release);
+            self.start_is_over.store(true, Ordering::Release);
         }
         verdict
     }
@@ -65,8 +65,12 @@ impl Health {
 impl ManagementSource for Health {
     fn startup(&self) -> ProbeAnswer {
         self.readiness();
-        let was_ready = self.was_ready.load(Ordering::Acquire);
-        ProbeAnswer::startup(&startup(&self.models.report(), was_ready))
+        let was_over = self.start_is_over.load(Ordering::Acquire);
+        let verdict = startup(&self.models.report(), was_over);
+        if verdict.started {
+            self.start_is_over.store(true, Ordering::Release);
+        }
+        ProbeAnswer::startup(&verdict)
     }
 
     fn live(&self) -> ProbeAnswer {

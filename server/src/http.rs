@@ -24,17 +24,20 @@ use admit::Admission;
 use axum::Router;
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::DefaultBodyLimit;
+use axum::http::{Extensions, HeaderMap, StatusCode, Version};
 use axum::middleware;
 use axum::routing::{get, post, post_service};
 use balm_inference::models::Models;
 use balm_probes::ReadinessPolicy;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::compression::predicate::SizeAbove;
+use tower_http::compression::predicate::{Predicate, SizeAbove};
 use tower_http::compression::{CompressionLayer, CompressionLevel};
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 /// Control requests that may be inside at once. They are rare and cheap, but for loads, which wait for a disk.
 const CONTROL_IN_FLIGHT: usize = 32;
@@ -42,6 +45,9 @@ const CONTROL_IN_FLIGHT: usize = 32;
 const COMPRESS_ABOVE_BYTES: u64 = 1024;
 /// Bodies of control requests are small JSON objects.
 const CONTROL_BODY_BYTES: usize = 1 << 20;
+
+/// Loads and unloads that may be under way at once. They wait for disks and for each other; one more is refused.
+const LOADS_MAX: usize = 8;
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -52,6 +58,7 @@ struct Shared {
     metrics: HttpMetrics,
     readiness: ReadinessPolicy,
     control: bool,
+    loads: Arc<Semaphore>,
     max_body_bytes: usize,
     body_timeout: Duration,
     access_log: bool,
@@ -71,11 +78,16 @@ impl State {
             metrics,
             readiness,
             control,
+            loads: Arc::new(Semaphore::new(LOADS_MAX)),
             max_body_bytes: config.max_body_bytes,
             body_timeout: config.body_timeout,
             access_log: config.access_log,
         }))
     }
+}
+
+fn succeeded(status: StatusCode, _: Version, _: &HeaderMap, _: &Extensions) -> bool {
+    status == StatusCode::OK
 }
 
 /// Every route of the data port.
@@ -95,7 +107,8 @@ pub fn router(state: State, noop_route: bool) -> Router {
                 .gzip(true)
                 .deflate(true)
                 .quality(CompressionLevel::Fastest)
-                .compress_when(SizeAbove::new(COMPRESS_ABOVE_BYTES)),
+                // Errors stay plain: no client decodes them.
+                .compress_when(SizeAbove::new(COMPRESS_ABOVE_BYTES).and(succeeded)),
         );
 
     // ===== health aliases: no limit may keep a probe from its answer =====
@@ -126,6 +139,8 @@ pub fn router(state: State, noop_route: bool) -> Router {
         .route("/v2/repository/{repository}/models/{model}/load", post(control::named_repository))
         .route("/v2/repository/{repository}/models/{model}/unload", post(control::named_repository))
         .layer(DefaultBodyLimit::max(CONTROL_BODY_BYTES))
+        // A body that never comes must not hold one of the few places below.
+        .layer(RequestBodyTimeoutLayer::new(state.0.body_timeout))
         .layer(
             ServiceBuilder::new()
                 // Turns the errors of the two below into an answer.

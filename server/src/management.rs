@@ -25,7 +25,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{channel, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -174,7 +174,8 @@ impl Management {
         wakened.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (questions, asked) = sync_channel(GATHER_QUEUE);
-        let (brought, answers) = channel();
+        // Never more answers than questions, and one that is being gathered.
+        let (brought, answers) = sync_channel(GATHER_QUEUE + 1);
         let gather_waker = waker.try_clone()?;
         let gather_source = Arc::clone(&source);
         thread::Builder::new().name("balm-gather".to_owned()).spawn(move || {

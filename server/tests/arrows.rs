@@ -138,7 +138,7 @@ fn below_the_server_nobody_reads_the_environment() {
 fn queues_have_a_bound() {
     for member in members() {
         for (path, text) in sources(&root().join(&member).join("src")) {
-            for needle in ["unbounded_channel", "mpsc::unbounded"] {
+            for needle in ["unbounded_channel", "mpsc::unbounded", "mpsc::channel", " channel()"] {
                 let line = lines_with(&text, needle).next();
                 assert_eq!(line, None, "{} uses {needle}", path.display());
             }

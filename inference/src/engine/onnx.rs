@@ -47,7 +47,14 @@ impl OnnxEngine {
         let environment = builder
             .with_name("balm")
             .with_telemetry(false)
-            .with_logger(Arc::new(log_line))
+            // The library logs the making of the environment before it can be told a level, so the level is held here.
+            .with_logger(Arc::new(
+                move |level, category: &str, _: &str, location: &str, message: &str| {
+                    if severity(level) >= log {
+                        log_line(level, category, location, message);
+                    }
+                },
+            ))
             .build()
             .map_err(|error| EngineError::Start {
                 path: path.clone(),
@@ -285,8 +292,18 @@ fn spec(side: &str, outlet: &Outlet) -> Result<TensorSpec, BuildError> {
     Ok(TensorSpec { name: outlet.name().to_owned(), datatype, shape: Some(shape) })
 }
 
+fn severity(level: LogLevel) -> RuntimeLogLevel {
+    match level {
+        LogLevel::Verbose => RuntimeLogLevel::Verbose,
+        LogLevel::Info => RuntimeLogLevel::Info,
+        LogLevel::Warning => RuntimeLogLevel::Warning,
+        LogLevel::Error => RuntimeLogLevel::Error,
+        LogLevel::Fatal => RuntimeLogLevel::Fatal,
+    }
+}
+
 /// Forwards the runtime's own log.
-fn log_line(level: LogLevel, category: &str, _id: &str, location: &str, message: &str) {
+fn log_line(level: LogLevel, category: &str, location: &str, message: &str) {
     match level {
         LogLevel::Error | LogLevel::Fatal => {
             tracing::error!(target: "onnxruntime", category, location, "{message}");
@@ -301,7 +318,7 @@ fn log_line(level: LogLevel, category: &str, _id: &str, location: &str, message:
     }
 }
 
-/// The library's version, out of the build text or the file name that the symbolic link leads to.
+/// The library's version, out of the file name that the symbolic link leads to.
 fn version_in(library: &Path) -> Option<String> {
     let real = library.canonicalize().ok()?;
     let name = real.file_name()?.to_str()?;

@@ -129,7 +129,7 @@ fn http(reader: &mut Reader, host: &Host) -> HttpConfig {
         ),
         threads: size(reader, "http.threads", threads, 1, 64),
         max_body_bytes: size(reader, "http.max_body_bytes", fixed(64 << 20), 1, 16 * GIB),
-        header_timeout: milliseconds(reader, "http.header_timeout_ms", fixed(5_000), 1),
+        header_timeout: milliseconds(reader, "http.header_timeout_ms", fixed(30_000), 1),
         body_timeout: milliseconds(reader, "http.body_timeout_ms", fixed(10_000), 1),
         max_connections: size(reader, "http.max_connections", connections, 1, 1 << 20),
         access_log: flag(reader, "http.access_log", false),

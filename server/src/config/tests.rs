@@ -54,7 +54,7 @@ fn nothing_set_is_complete() {
     assert_eq!(config.http.addr, ListenAddr::Tcp("127.0.0.1:8000".parse().unwrap()));
     assert_eq!(config.http.threads, 2);
     assert_eq!(config.http.max_body_bytes, 67_108_864);
-    assert_eq!(config.http.header_timeout, Duration::from_secs(5));
+    assert_eq!(config.http.header_timeout, Duration::from_secs(30));
     assert_eq!(config.http.body_timeout, Duration::from_secs(10));
     assert_eq!(config.http.max_connections, 2048);
     assert!(!config.http.access_log && !config.http.noop_route);

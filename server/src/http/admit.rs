@@ -11,7 +11,7 @@ use super::headers::requested_deadline;
 use super::observe::{Arrived, RequestId};
 use super::upload;
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, Response, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, header};
 use balm_inference::admission::Permit;
 use balm_inference::metrics::Outcome;
 use balm_inference::models::Model;
@@ -83,10 +83,15 @@ where
                 Err(error) => {
                     // A small body is read and thrown away, so that its client reads the answer and not a reset.
                     // Who waits for `100 Continue` has sent nothing yet, and reading would ask for it.
-                    if !parts.headers.contains_key(header::EXPECT) {
-                        upload::discard(body).await;
+                    let expects = parts.headers.contains_key(header::EXPECT);
+                    let read_whole = !expects && upload::discard(body).await;
+                    let mut answer = error.answer(id.as_ref());
+                    if !read_whole {
+                        // The rest of the body would be taken for the next request.
+                        let close = HeaderValue::from_static("close");
+                        answer.headers_mut().insert(header::CONNECTION, close);
                     }
-                    return Ok(error.answer(id.as_ref()));
+                    return Ok(answer);
                 }
             };
             let Place { model, serving, permit, deadline } = place;
@@ -120,7 +125,11 @@ struct Place {
 fn decide(state: &State, path: &str, headers: &HeaderMap) -> Result<Place, ApiError> {
     let target = Target::of(path)?;
     let model = state.0.models.model(&target.model)?;
-    let serving = model.serving(target.version.as_deref())?;
+    let serving = model.serving(target.version.as_deref()).inspect_err(|error| {
+        if matches!(error, PredictError::NotReady { .. }) {
+            model.count_not_ready();
+        }
+    })?;
     let refused = |error: ApiError| {
         serving.metrics().count(error.outcome());
         error

@@ -2,7 +2,7 @@
 
 use super::error::{ApiError, Failed, method_not_allowed};
 use super::observe::RequestId;
-use super::{CONTROL_BODY_BYTES, State};
+use super::{CONTROL_BODY_BYTES, LOADS_MAX, State};
 use crate::oip::metadata::{
     BatchStatistics, CODEC_EXTENSIONS, DurationStatistics, IndexEntry, IndexState,
     InferenceStatistics, ModelConfig, ModelList, ModelMetadata, ModelStatistics, ServerMetadata,
@@ -19,6 +19,8 @@ use balm_inference::version::Serving;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// Extensions beside those of the codec: what these routes serve.
 const EXTENSIONS: [&str; 4] =
@@ -331,16 +333,30 @@ fn object(body: ControlBody) -> Result<serde_json::Map<String, Value>, ApiError>
     }
 }
 
-/// Loads read disks and unloads take locks: both belong on a blocking thread. A client that leaves stops neither.
+/// Runs a load or unload on a thread of its own: it may take minutes, and the threads that decode bodies are not for that.
+/// A client that leaves stops nothing, and keeps its place until the work is done.
 async fn blocking(
     state: &State,
     model: String,
     work: impl FnOnce(&Models, &str) -> Result<(), ControlError> + Send + 'static,
 ) -> Result<(), ApiError> {
+    let Ok(place) = Arc::clone(&state.0.loads).try_acquire_owned() else {
+        return Err(ApiError::ControlBusy(LOADS_MAX));
+    };
+    let (sender, receiver) = oneshot::channel();
     let models = state.0.models.clone();
-    match tokio::task::spawn_blocking(move || work(&models, &model)).await {
+    let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        let result = work(&models, &model);
+        drop(place);
+        // Nobody may be listening any more.
+        let _ = sender.send(result);
+    });
+    if thread.is_err() {
+        return Err(ApiError::Internal("the thread of the load could not be started"));
+    }
+    match receiver.await {
         Ok(result) => Ok(result?),
-        Err(_join) => Err(ApiError::Internal("the load panicked")),
+        Err(_closed) => Err(ApiError::Internal("the load panicked")),
     }
 }
 

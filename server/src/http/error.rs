@@ -53,6 +53,9 @@ pub enum ApiError {
     /// Loading and unloading are switched off.
     #[error("loading and unloading are switched off here (repository.control = false)")]
     ControlOff,
+    /// As many loads and unloads as may be are under way.
+    #[error("{0} loads and unloads are under way, as many as may be; try again")]
+    ControlBusy(usize),
     /// Part of the protocol that is not served.
     #[error("{0}")]
     NotSupported(String),
@@ -117,6 +120,7 @@ impl ApiError {
             ApiError::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "too_large", O::BadRequest),
             ApiError::BodyTimeout(_) => (S::REQUEST_TIMEOUT, "body_timeout", O::BadRequest),
             ApiError::BodyTruncated(_) => (S::BAD_REQUEST, "truncated", O::BadRequest),
+            ApiError::ControlBusy(_) => (S::SERVICE_UNAVAILABLE, "overloaded", O::Shed),
             ApiError::ControlOff => (S::FORBIDDEN, "control_off", O::BadRequest),
             ApiError::NotSupported(_) => (S::NOT_IMPLEMENTED, "not_implemented", O::BadRequest),
             ApiError::Field { .. } => (S::BAD_REQUEST, "malformed", O::BadRequest),

@@ -8,6 +8,7 @@ use super::error::ApiError;
 use crate::oip::DecodeLimits;
 use crate::oip::encoding::decompress;
 use crate::oip::request::{HEADER_LENGTH, InferRequest, RawInput, decode_infer};
+use crate::oip::response::check_output;
 use axum::body::Body;
 use axum::http::{HeaderMap, Response, header};
 use balm_inference::admission::Permit;
@@ -61,13 +62,13 @@ async fn infer(state: State, admitted: Admitted) -> Result<Response<Body>, ApiEr
     let Admitted { headers, body, serving, mut permit, deadline, arrived } = admitted;
     let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
     let body = read(&state, &serving, body, &mut permit, limit).await?;
+    let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
+    let size = decoded_size(&serving, &mut permit, encoding.as_deref(), body.len())?;
     let decoding = {
         let serving = Arc::clone(&serving);
-        let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
         let header_length = text(&headers, HEADER_LENGTH)?;
         move || prepare(&serving, &body, encoding.as_deref(), header_length.as_deref())
     };
-    let size = usize::try_from(permit.bytes()).unwrap_or(usize::MAX);
     let Prepared { inputs, timeout, form, bytes } = body::offload(size, decoding).await??;
     if let Some(more) = bytes.checked_sub(permit.bytes()) {
         permit.reserve(more).map_err(PredictError::Shed)?;
@@ -101,6 +102,26 @@ pub(super) async fn read(
     body::read(body, &bounds, Some(permit)).await
 }
 
+/// The most bytes that decoding may meet, reserved: a compressed body may be a thousand times what was announced.
+pub(super) fn decoded_size(
+    serving: &Serving,
+    permit: &mut Permit,
+    encoding: Option<&str>,
+    length: usize,
+) -> Result<usize, ApiError> {
+    /// Deflate's own limit.
+    const RATIO_MAX: usize = 1032;
+    if encoding.is_none() {
+        return Ok(length);
+    }
+    let limit = usize::try_from(serving.settings.max_body_bytes).unwrap_or(usize::MAX);
+    let size = length.saturating_mul(RATIO_MAX).min(limit);
+    if let Some(more) = (size as u64).checked_sub(permit.bytes()) {
+        permit.reserve(more).map_err(PredictError::Shed)?;
+    }
+    Ok(size)
+}
+
 /// Decompresses, decodes and checks: pure work on bytes.
 fn prepare(
     serving: &Serving,
@@ -117,6 +138,14 @@ fn prepare(
         .contract
         .select_outputs(requested.iter().map(|output| output.name.as_str()))
         .map_err(PredictError::Contract)?;
+    for (position, index) in selected.iter().enumerate() {
+        let spec = &serving.contract.outputs[*index];
+        let asked = requested.get(position);
+        let binary = asked.map_or(default_binary, |asked| asked.binary);
+        let classes = asked.is_some_and(|asked| asked.classification.is_some());
+        // What has no JSON form is refused before it is computed.
+        check_output(&spec.name, spec.datatype, binary, classes)?;
+    }
     let inputs = accept(serving, inputs)?;
     Ok(Prepared {
         inputs,

@@ -10,16 +10,21 @@ use hyper_util::service::TowerToHyperService;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 
 /// Streams of one HTTP/2 connection that may be open at once.
 const H2_STREAMS_MAX: u32 = 100;
+/// An HTTP/2 connection is asked this often whether it is still there,
+const H2_PING_EVERY: Duration = Duration::from_secs(20);
+/// and has this long to say so.
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept, for example for want of file descriptors, the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What a connection beyond the bound gets: a whole answer, so that its client need not wait in the backlog.
@@ -41,7 +46,7 @@ pub struct Bound {
 
 enum Socket {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    Unix(UnixListener, OwnFile),
 }
 
 /// Where the data port can be reached.
@@ -67,7 +72,7 @@ impl fmt::Display for Listening {
 pub struct Sockets {
     /// Connections that may be open at once.
     pub connections: usize,
-    /// Time that a client has for the head of a request.
+    /// Time that a client has for the head of a request, from the opening of the connection or the answer before.
     pub header_timeout: Duration,
 }
 
@@ -82,7 +87,8 @@ impl Bound {
             ListenAddr::Tcp(addr) => Socket::Tcp(TcpListener::bind(addr).await.map_err(failed)?),
             ListenAddr::Unix(path) => {
                 remove_stale(path).await.map_err(failed)?;
-                Socket::Unix(UnixListener::bind(path).map_err(failed)?, path.clone())
+                let listener = UnixListener::bind(path).map_err(failed)?;
+                Socket::Unix(listener, OwnFile::of(path))
             }
         };
         Ok(Bound { socket, addr: addr.clone() })
@@ -98,7 +104,7 @@ impl Bound {
                 .local_addr()
                 .map(Listening::Tcp)
                 .map_err(|source| ListenError { addr: self.addr.to_string(), source }),
-            Socket::Unix(_, path) => Ok(Listening::Unix(path.clone())),
+            Socket::Unix(_, file) => Ok(Listening::Unix(file.path.clone())),
         }
     }
 
@@ -112,25 +118,57 @@ impl Bound {
         mut stop: watch::Receiver<bool>,
         drain_timeout: Duration,
     ) -> usize {
-        let server = Server::new(router, sockets, metrics);
+        let server = Server::new(router, sockets, metrics, stop.clone());
         loop {
             tokio::select! {
                 () = server.accept(&self.socket) => {}
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
-        if let Socket::Unix(_, path) = &self.socket {
-            let _ = std::fs::remove_file(path);
+        if let Socket::Unix(_, file) = &self.socket {
+            file.remove();
         }
         drop(self.socket);
         server.finish(drain_timeout).await
     }
 }
 
+/// The file of a unix socket that this process has bound.
+struct OwnFile {
+    path: PathBuf,
+    id: Option<(u64, u64)>,
+}
+
+impl OwnFile {
+    fn of(path: &Path) -> Self {
+        OwnFile { path: path.to_owned(), id: file_id(path) }
+    }
+
+    /// Removes the file, unless another process has put its own in the place.
+    fn remove(&self) {
+        if self.id.is_some() && file_id(&self.path) == self.id {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
 /// A socket file that a dead process left is in the way of the next one; a live one is not touched.
 async fn remove_stale(path: &PathBuf) -> io::Result<()> {
-    if tokio::net::UnixStream::connect(path).await.is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
+    match UnixStream::connect(path).await {
+        // Nobody listens: the one answer that says so. (A full backlog, for one, is an error, too.)
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        _ => {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another process listens there, or something else is there",
+            ));
+        }
     }
     match std::fs::symlink_metadata(path) {
         Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
@@ -142,29 +180,62 @@ async fn remove_stale(path: &PathBuf) -> io::Result<()> {
     }
 }
 
+/// A connection, of either kind.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Waits for the first byte, or the end.
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+impl Stream for TcpStream {
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        TcpStream::readable(self)
+    }
+}
+
+impl Stream for UnixStream {
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        UnixStream::readable(self)
+    }
+}
+
 struct Server {
     service: TowerToHyperService<Router>,
     builder: auto::Builder<TokioExecutor>,
     connections: Arc<Semaphore>,
     metrics: HttpMetrics,
     graceful: GracefulShutdown,
+    sockets: Sockets,
+    stop: watch::Receiver<bool>,
 }
 
 impl Server {
-    fn new(router: Router, sockets: Sockets, metrics: HttpMetrics) -> Self {
+    fn new(
+        router: Router,
+        sockets: Sockets,
+        metrics: HttpMetrics,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(sockets.header_timeout)
             .pipeline_flush(true);
-        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(H2_STREAMS_MAX);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(H2_STREAMS_MAX)
+            // A peer that is gone without a word is found by its silence.
+            .keep_alive_interval(H2_PING_EVERY)
+            .keep_alive_timeout(H2_PING_TIMEOUT);
         Server {
             service: TowerToHyperService::new(router),
             builder,
             connections: Arc::new(Semaphore::new(sockets.connections)),
             metrics,
             graceful: GracefulShutdown::new(),
+            sockets,
+            stop,
         }
     }
 
@@ -193,10 +264,7 @@ impl Server {
         }
     }
 
-    fn connection<S>(&self, mut stream: S)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    fn connection<S: Stream>(&self, mut stream: S) {
         let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else {
             self.metrics.connections_refused.inc();
             tokio::spawn(async move {
@@ -209,12 +277,21 @@ impl Server {
             return;
         };
         let open = OpenConnection::new(&self.metrics);
-        let connection = self.builder.serve_connection(TokioIo::new(stream), self.service.clone());
-        let connection = self.graceful.watch(connection.into_owned());
+        let (builder, service) = (self.builder.clone(), self.service.clone());
+        let (watcher, mut stop) = (self.graceful.watcher(), self.stop.clone());
+        let patience = self.sockets.header_timeout;
         tokio::spawn(async move {
-            // A client that breaks off is not an event for the log.
-            if let Err(error) = connection.await {
-                tracing::debug!(error = %error, "connection ended with an error");
+            // hyper starts its clock with the first byte; who sends none would hold a place for ever.
+            let speaks = tokio::select! {
+                ready = tokio::time::timeout(patience, stream.readable()) => matches!(ready, Ok(Ok(()))),
+                _ = stop.wait_for(|stop| *stop) => false,
+            };
+            if speaks {
+                let connection = builder.serve_connection(TokioIo::new(stream), service);
+                // A client that breaks off is not an event for the log.
+                if let Err(error) = watcher.watch(connection.into_owned()).await {
+                    tracing::debug!(error = %error, "connection ended with an error");
+                }
             }
             drop(open);
             drop(place);
@@ -222,9 +299,7 @@ impl Server {
     }
 
     async fn finish(self, drain_timeout: Duration) -> usize {
-        let open = Arc::clone(&self.connections);
         let metrics = self.metrics.clone();
-        drop(open);
         match tokio::time::timeout(drain_timeout, self.graceful.shutdown()).await {
             Ok(()) => 0,
             Err(_elapsed) => usize::try_from(metrics.connections.get()).unwrap_or(0),

@@ -5,7 +5,7 @@ use super::admit::Admitted;
 use super::answer;
 use super::body;
 use super::error::ApiError;
-use super::infer::{accept, read, run, text};
+use super::infer::{accept, decoded_size, read, run, text};
 use crate::oip::DecodeLimits;
 use crate::oip::encoding::decompress;
 use crate::oip::v1::{PredictForm, PredictRequest, decode_predict, encode_predict};
@@ -51,12 +51,12 @@ async fn predict(state: State, admitted: Admitted) -> Result<Response<Body>, Api
     let Admitted { headers, body, serving, mut permit, deadline, arrived } = admitted;
     let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
     let body = read(&state, &serving, body, &mut permit, limit).await?;
+    let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
+    let size = decoded_size(&serving, &mut permit, encoding.as_deref(), body.len())?;
     let decoding = {
         let serving = Arc::clone(&serving);
-        let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
         move || prepare(&serving, &body, encoding.as_deref())
     };
-    let size = usize::try_from(permit.bytes()).unwrap_or(usize::MAX);
     let (inputs, form, bytes) = body::offload(size, decoding).await??;
     if let Some(more) = bytes.checked_sub(permit.bytes()) {
         permit.reserve(more).map_err(PredictError::Shed)?;

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Instant;
 
 use super::{GATHER_DEADLINE, ManagementSource, response, wake};
@@ -34,7 +34,7 @@ pub(super) struct Answer {
 pub(super) fn run(
     source: &dyn ManagementSource,
     questions: &Receiver<Question>,
-    answers: &Sender<Answer>,
+    answers: &SyncSender<Answer>,
     waker: &UnixStream,
 ) {
     for Question { connection, topic, head_only, asked } in questions {

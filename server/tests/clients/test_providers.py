@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 import harness
 import onnx_models
@@ -65,3 +67,21 @@ def test_check_shows_a_degraded_model_and_passes(repository: Repository) -> None
     assert result.returncode == 0, result
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("fast")]
     assert "degraded" in line and ABSENT in line
+
+
+def test_a_gpu_runs_what_is_asked_of_it(start: START, repository: Repository) -> None:
+    library = harness.ROOT / ".ort-gpu" / "libonnxruntime.so"
+    if not Path("/proc/driver/nvidia/version").exists() or not library.exists():
+        pytest.skip("no NVIDIA GPU here, or `make ort-gpu WITH_CUDA=1` was not run: nothing is known of GPUs from this run")
+    repository.add("fast", onnx_models.matmul_chain(), settings='providers = ["cuda"]\n')
+    server = start(repository.path, {"onnxruntime": {"library": str(library)}}).wait_started()
+    version = server.version("fast")
+    assert version["state"] == "ready", version
+    assert version["provider"] == "cuda"
+
+
+def test_cuda_on_the_cpu_library_says_what_is_missing(start: START, repository: Repository) -> None:
+    repository.add("fast", onnx_models.plus(1), settings='providers = ["cuda"]\n')
+    version = start(repository.path, {"repository": {"readiness": "any"}}).wait_settled().version("fast")
+    assert version["state"] == "failed"
+    assert "cuda" in version["reason"] and "not enabled in this build" in version["reason"], version
