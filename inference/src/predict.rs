@@ -182,6 +182,11 @@ impl Pending {
     /// # Errors
     /// [`PredictError`]: of the run, or `Deadline`.
     pub async fn wait(mut self) -> Result<Prediction, PredictError> {
+        if self.lanes.queue.runs_are_short() {
+            // Lets the other requests that are ready push theirs first: one waking of a lane serves them all.
+            tokio::task::yield_now().await;
+            self.lanes.queue.wake_for_burst();
+        }
         let nudge_at = (Instant::now() + NUDGE_AFTER).min(self.deadline.at);
         let mut answer = tokio::time::timeout_at(nudge_at.into(), &mut self.answer).await;
         if answer.is_err() {

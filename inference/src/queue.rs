@@ -4,6 +4,8 @@
 //!
 //! - The lane that slept last is woken first: its weights are still in the caches. (Taking turns cost a model of 90 MB up
 //!   to twice the time of a run.)
+//! - Where runs are short, a push wakes nobody. The HTTP runtime pushes what a turn of its loop brings, and then wakes one
+//!   lane for all of it ([`Queue::wake_for_burst`]).
 //! - Nobody is woken for an entry that a lane which is awake will reach sooner than a sleeper would: the backlog times what
 //!   a run takes is compared with [`WAKE_COST`]. What a run takes is learned, and may be wrong for once, so whoever waits
 //!   calls [`Queue::nudge`] after a millisecond.
@@ -37,6 +39,8 @@ struct State<T> {
     idle: Vec<Arc<Sleeper>>,
     /// Readers that took an entry and have not come back for another.
     busy: usize,
+    /// Readers that were woken and have not come yet.
+    waking: usize,
     closed: bool,
 }
 
@@ -79,6 +83,7 @@ impl<T> Queue<T> {
                 waiting: VecDeque::new(),
                 idle: Vec::new(),
                 busy: 0,
+                waking: 0,
                 closed: false,
             }),
             capacity,
@@ -97,11 +102,8 @@ impl<T> Queue<T> {
                 return Err(Refused::Full(entry));
             }
             state.waiting.push_back(entry);
-            if state.busy > 0 && self.backlog(state.waiting.len()) <= WAKE_COST {
-                None
-            } else {
-                state.idle.pop()
-            }
+            // Where runs are short, whoever pushed calls `wake_for_burst` when it has nothing else to push.
+            if self.runs_are_short() { None } else { self.to_wake(&mut state) }
         };
         if let Some(sleeper) = wake {
             sleeper.wake();
@@ -109,11 +111,33 @@ impl<T> Queue<T> {
         Ok(())
     }
 
+    /// The second half of a push where runs are short: wakes a lane for everything that was pushed meanwhile, unless one that
+    /// is awake gets there first.
+    pub(crate) fn wake_for_burst(&self) {
+        let wake = self.to_wake(&mut self.state.lock());
+        if let Some(sleeper) = wake {
+            sleeper.wake();
+        }
+    }
+
+    /// The sleeper to wake for what waits, if one is needed.
+    fn to_wake(&self, state: &mut State<T>) -> Option<Arc<Sleeper>> {
+        let awake = state.busy + state.waking;
+        if state.waiting.is_empty() || awake > 0 && self.backlog(state.waiting.len()) <= WAKE_COST {
+            return None;
+        }
+        let sleeper = state.idle.pop()?;
+        state.waking += 1;
+        Some(sleeper)
+    }
+
     /// Wakes a lane if entries wait and one sleeps.
     pub(crate) fn nudge(&self) {
         let wake = {
             let mut state = self.state.lock();
-            if state.waiting.is_empty() { None } else { state.idle.pop() }
+            let wake = if state.waiting.is_empty() { None } else { state.idle.pop() };
+            state.waking += usize::from(wake.is_some());
+            wake
         };
         if let Some(sleeper) = wake {
             sleeper.wake();
@@ -154,6 +178,7 @@ impl<T> Queue<T> {
         let sleepers = {
             let mut state = self.state.lock();
             state.closed = true;
+            state.waking += state.idle.len();
             std::mem::take(&mut state.idle)
         };
         sleepers.iter().for_each(|sleeper| sleeper.wake());
@@ -206,6 +231,7 @@ impl<T> Reader<'_, T> {
                 state.idle.push(Arc::clone(&self.sleeper));
             }
             self.sleeper.sleep();
+            self.queue.state.lock().waking -= 1;
         }
     }
 }
@@ -261,6 +287,7 @@ mod tests {
                 let mut entry = entry;
                 while let Err(Refused::Full(back)) = queue.push(entry) {
                     entry = back;
+                    queue.wake_for_burst();
                     std::thread::yield_now();
                 }
                 expected += entry;
@@ -298,12 +325,20 @@ mod tests {
         let queue = Arc::new(Queue::new(64));
         queue.learn(Duration::from_micros(5));
         let (sender, taken) = mpsc::sync_channel(64);
-        let _goes = [reader(&queue, &sender), reader(&queue, &sender)];
+        let goes = [reader(&queue, &sender), reader(&queue, &sender)];
         until_idle(&queue, 2);
+        queue.push(0).unwrap();
         queue.push(1).unwrap();
-        assert_eq!(taken.recv(), Ok(1));
+        assert_eq!(queue.state.lock().idle.len(), 2, "nobody is woken in the middle of a burst");
+        queue.wake_for_burst();
+        queue.wake_for_burst();
+        assert_eq!(taken.recv(), Ok(0));
         queue.push(2).unwrap();
+        queue.wake_for_burst();
         assert_eq!(queue.state.lock().idle.len(), 1, "the other lane sleeps on");
+        goes[0].send(()).unwrap();
+        goes[1].send(()).unwrap();
+        assert_eq!(taken.recv(), Ok(1));
         queue.nudge();
         assert_eq!(taken.recv(), Ok(2), "until somebody has waited too long");
         queue.close();
@@ -333,6 +368,7 @@ mod tests {
         until_idle(&queue, 1);
         let mut dying = queue.reader();
         queue.push(1).unwrap();
+        queue.wake_for_burst();
         assert_eq!(taken.recv(), Ok(1), "the sleeper was woken: nobody was awake");
         drop(go);
         until_idle(&queue, 1);
@@ -341,6 +377,7 @@ mod tests {
         queue.state.lock().waiting.push_back(2);
         assert_eq!(dying.pop(), Some(2));
         queue.push(3).unwrap();
+        queue.wake_for_burst();
         assert_eq!(queue.state.lock().idle.len(), 1, "left to the lane that is awake");
         drop(dying);
         assert_eq!(taken.recv(), Ok(3));

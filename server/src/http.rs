@@ -45,6 +45,8 @@ const CONTROL_IN_FLIGHT: usize = 32;
 const COMPRESS_ABOVE_BYTES: u64 = 1024;
 /// Bodies of control requests are small JSON objects.
 const CONTROL_BODY_BYTES: usize = 1 << 20;
+/// Somewhat larger ones are read all the same, so that their client reads why they are refused and not a reset.
+const CONTROL_BODY_READ_MAX: usize = 4 << 20;
 
 /// Loads and unloads that may be under way at once. They wait for disks and for each other; one more is refused.
 const LOADS_MAX: usize = 8;
@@ -138,7 +140,7 @@ pub fn router(state: State, noop_route: bool) -> Router {
         .route("/v2/repository/{repository}/index", post(control::named_repository))
         .route("/v2/repository/{repository}/models/{model}/load", post(control::named_repository))
         .route("/v2/repository/{repository}/models/{model}/unload", post(control::named_repository))
-        .layer(DefaultBodyLimit::max(CONTROL_BODY_BYTES))
+        .layer(DefaultBodyLimit::max(CONTROL_BODY_READ_MAX))
         // A body that never comes must not hold one of the few places below.
         .layer(RequestBodyTimeoutLayer::new(state.0.body_timeout))
         .layer(

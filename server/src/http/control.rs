@@ -311,13 +311,17 @@ fn has_override(request: &serde_json::Map<String, Value>) -> bool {
 
 /// Clients send these bodies without a content type, or none at all.
 fn object(body: ControlBody) -> Result<serde_json::Map<String, Value>, ApiError> {
+    let too_large = || ApiError::BodyTooLarge {
+        found: format!("more than {CONTROL_BODY_BYTES}"),
+        limit: CONTROL_BODY_BYTES as u64,
+    };
     let body = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLarge {
-            found: format!("more than {CONTROL_BODY_BYTES}"),
-            limit: CONTROL_BODY_BYTES as u64,
-        },
+        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
         _ => ApiError::BodyTruncated(rejection.body_text()),
     })?;
+    if body.len() > CONTROL_BODY_BYTES {
+        return Err(too_large());
+    }
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(serde_json::Map::new());
     }
