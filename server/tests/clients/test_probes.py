@@ -289,3 +289,31 @@ def test_clients_that_say_nothing_keep_no_probe_from_its_answer(shipped: Server)
     finally:
         for wire in wires:
             wire.socket.close()
+
+
+def test_every_state_of_a_version_is_passed_in_order_and_told(start: START, repository: Repository) -> None:
+    x = np.array([1.0], np.float32)
+    good = [golden_case({"x": x}, {"y": x + 1})]
+    lie = [golden_case({"x": x}, {"y": x + 2})]
+    repository.add("plus", onnx_models.plus(1), golden=good)
+    repository.add("liar", onnx_models.plus(1), golden=lie)
+    repository.add("broken", b"not a model")
+    repository.add("fallen", onnx_models.plus(1), settings='providers = ["rocm"]\nfallback = "cpu"\n')
+    config = {"repository": {"readiness": ["plus"]}, "log": {"format": "json"}}
+    server = start(repository.path, config).wait_started().wait_settled()
+    assert server.unload("plus").status == 200
+    assert server.version("plus")["state"] == "unloaded"
+
+    def steps(model: str) -> list[str]:
+        lines = (json.loads(line) for line in server.stderr.splitlines() if line.startswith("{"))
+        changes = [line for line in lines if line.get("message") == "state" and line["model"] == model]
+        for before, after in zip(changes, changes[1:]):
+            assert before["to"] == after["from"], changes
+        return [changes[0]["from"], *(line["to"] for line in changes)]
+
+    way = ["discovered", "verifying", "loading", "warming"]
+    server.wait_for(lambda: steps("plus")[-1] == "unloaded", "the log tells the unloading")
+    assert steps("plus") == [*way, "probing", "ready", "unloading", "unloaded"]
+    assert steps("liar") == [*way, "quarantined"]
+    assert steps("broken") == ["discovered", "verifying", "failed"]
+    assert steps("fallen") == [*way, "probing", "degraded"]
