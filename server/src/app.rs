@@ -216,7 +216,7 @@ impl Served {
         let router = http::router(state, config.http.noop_route);
         let listening = bound.listening()?;
         let management = management.start(Arc::new(health)).map_err(AppError::Thread)?;
-        print(&banner::addresses(&listening, management.local_addr()));
+        banner::print(&banner::addresses(&listening, management.local_addr()));
         let (stop, stopped) = watch::channel(false);
         let sockets = Sockets {
             connections: config.http.max_connections,
@@ -232,9 +232,9 @@ impl Served {
                     tracing::error!(%error, "repository not read");
                 }
                 loading.enter(ServerPhase::Running);
-                print(&banner::models(&loading.report()));
+                banner::print(&banner::models(&loading.report()));
                 if let Some(line) = banner::try_it(&loading, &listening) {
-                    print(&line);
+                    banner::print(&line);
                 }
             })
             .map_err(AppError::Thread)?;
@@ -304,10 +304,4 @@ fn log_start(config: &Config, host: &Host, core: &Core) {
     core.models.describe("version", env!("CARGO_PKG_VERSION").to_owned());
     core.models.describe("onnxruntime", engine.version);
     core.models.describe("onnxruntime_library", engine.library);
-}
-
-fn print(text: &str) {
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes());
-    let _ = out.flush();
 }

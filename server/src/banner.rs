@@ -8,6 +8,7 @@ use balm_inference::version::Serving;
 use balm_probes::HealthReport;
 use serde::Serialize;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 
 /// Digits of a digest that are shown.
@@ -138,4 +139,11 @@ fn elements(tensor: &Tensor) -> Option<Elements> {
         }
         _ => None,
     }
+}
+
+/// Writes to standard output, whole. A closed pipe is the reader's choice and no reason to stop.
+pub fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
 }

@@ -1,7 +1,7 @@
 //! What the subcommands do, and how each ends.
 
 use crate::app::{App, AppError};
-use crate::banner;
+use crate::banner::{self, print};
 use crate::cli::{CheckArgs, ManifestArgs, ServeArgs};
 use crate::config::{Config, Flag};
 use crate::exit::Exit;
@@ -181,11 +181,4 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn fail(exit: Exit, message: &str) -> Exit {
     let _ = writeln!(std::io::stderr(), "balm: {message}");
     exit
-}
-
-fn print(text: &str) {
-    // A closed pipe is the reader's choice and no reason to stop.
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes());
-    let _ = out.flush();
 }

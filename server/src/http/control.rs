@@ -4,9 +4,8 @@ use super::error::{ApiError, Failed, method_not_allowed};
 use super::observe::RequestId;
 use super::{CONTROL_BODY_BYTES, LOADS_MAX, State};
 use crate::oip::metadata::{
-    BatchStatistics, CODEC_EXTENSIONS, DurationStatistics, IndexEntry, IndexState,
-    InferenceStatistics, ModelConfig, ModelList, ModelMetadata, ModelStatistics, ServerMetadata,
-    Statistics,
+    BatchStatistics, CODEC_EXTENSIONS, DurationStatistics, IndexEntry, InferenceStatistics,
+    ModelConfig, ModelList, ModelMetadata, ModelStatistics, ServerMetadata, Statistics,
 };
 use axum::extract::Path;
 use axum::extract::rejection::BytesRejection;
@@ -16,6 +15,7 @@ use axum::{Extension, Json};
 use balm_inference::models::{ControlError, Models};
 use balm_inference::statistics::CountAndTime;
 use balm_inference::version::Serving;
+use balm_probes::IndexState;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -215,7 +215,7 @@ fn index(models: &Models, only_ready: bool) -> Vec<IndexEntry> {
     let mut entries = Vec::new();
     for model in &report.models {
         for version in &model.versions {
-            let state = index_state(version.state);
+            let state = version.state.index_state();
             if only_ready && state != IndexState::Ready {
                 continue;
             }
@@ -243,16 +243,6 @@ fn index(models: &Models, only_ready: bool) -> Vec<IndexEntry> {
         }
     }
     entries
-}
-
-fn index_state(state: balm_probes::ModelState) -> IndexState {
-    match state.index_state() {
-        balm_probes::IndexState::Unknown => IndexState::Unknown,
-        balm_probes::IndexState::Ready => IndexState::Ready,
-        balm_probes::IndexState::Unavailable => IndexState::Unavailable,
-        balm_probes::IndexState::Loading => IndexState::Loading,
-        balm_probes::IndexState::Unloading => IndexState::Unloading,
-    }
 }
 
 /// `POST /v2/repository/models/{m}/load`: answers when the model serves, or with the reason why it does not.

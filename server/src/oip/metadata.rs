@@ -3,6 +3,7 @@
 //! Serialize-only. The member names are the protocol's and Triton's, and clients read them by name.
 
 use balm_inference::contract::{Contract, TensorSpec};
+use balm_probes::IndexState;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -273,22 +274,6 @@ pub struct IndexEntry {
     pub state: IndexState,
     /// Our own state and reason, for a person.
     pub reason: String,
-}
-
-/// State of a model version in the repository index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum IndexState {
-    /// Nothing is known of it.
-    Unknown,
-    /// It serves.
-    Ready,
-    /// It does not serve, and is not about to.
-    Unavailable,
-    /// It is on its way to serve.
-    Loading,
-    /// It is on its way out.
-    Unloading,
 }
 
 /// Body of `GET /v2/models`, which KServe adds.

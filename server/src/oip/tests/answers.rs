@@ -2,14 +2,14 @@
 
 use super::*;
 use crate::oip::metadata::{
-    DynamicBatching, IndexEntry, IndexState, ModelConfig, ModelMetadata, ModelStatistics,
-    Statistics,
+    DynamicBatching, IndexEntry, ModelConfig, ModelMetadata, ModelStatistics, Statistics,
 };
 use crate::oip::response::{
     Classification, Encoded, InferResponse, ResponseOutput, check_output, encode_infer,
 };
 use crate::oip::{ErrorKind, ParameterValue};
 use balm_inference::contract::Contract;
+use balm_probes::IndexState;
 use std::collections::BTreeMap;
 
 fn output<'a>(name: &'a str, tensor: &'a Tensor, binary: bool) -> ResponseOutput<'a> {
