@@ -4,6 +4,7 @@
 //! place that names ONNX Runtime. Tests put a scripted engine here to panic, hang and fail on demand.
 
 pub mod onnx;
+pub mod starting;
 
 use crate::contract::Contract;
 use crate::provider::Provider;
@@ -75,7 +76,7 @@ pub struct EngineInfo {
 }
 
 /// The runtime cannot be used at all.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
     /// The shared library was not found or is not one.

@@ -161,11 +161,6 @@ impl Models {
         &self.0.gate
     }
 
-    /// The engine's name, version and library.
-    pub fn engine(&self) -> crate::engine::EngineInfo {
-        self.0.engine.info()
-    }
-
     /// The server enters `phase`. Phases only go forward, so that a load that ends late does not undo a drain. A stopped
     /// server admits nobody.
     pub fn enter(&self, phase: ServerPhase) {

@@ -8,13 +8,14 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::health::Health;
 use crate::host::Host;
-use crate::http::{self, Bound, HttpMetrics, ListenError, Sockets};
+use crate::http::{self, Bound, HttpMetrics, ListenError, Listening, Sockets};
 use crate::library;
 use crate::management::{Management, ManagementHandle};
 use crate::pulse::Pulse;
 use balm_inference::admission::{Gate, GateLimits};
 use balm_inference::effective::ModelDefaults;
 use balm_inference::engine::onnx::OnnxEngine;
+use balm_inference::engine::starting::StartingEngine;
 use balm_inference::engine::{Engine, EngineError, EngineInfo};
 use balm_inference::metrics::Metrics;
 use balm_inference::models::{Models, ModelsOptions};
@@ -23,7 +24,7 @@ use balm_probes::ServerPhase;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -64,12 +65,13 @@ pub enum AppError {
 pub struct Core {
     /// The models, none loaded yet.
     pub models: Models,
+    engine: Arc<StartingEngine>,
     /// Where all metrics are registered.
     pub registry: Registry,
 }
 
 impl Core {
-    /// Starts the engine and opens the repository.
+    /// Opens the repository and sets the engine to start; models can be read meanwhile.
     ///
     /// # Errors
     /// [`AppError`].
@@ -77,16 +79,29 @@ impl Core {
         // The repository first: a wrong path is found in a millisecond, the library takes a hundred.
         let repository = Repository::open(&config.repository.path)?;
         let library = library::find(config.onnxruntime.library.as_deref());
-        let engine = OnnxEngine::start(&library, config.onnxruntime.log_level)?;
+        OnnxEngine::look(&library)?;
+        let level = config.onnxruntime.log_level;
+        let engine = StartingEngine::spawn(move || OnnxEngine::start(&library, level));
+        let engine = Arc::new(engine.map_err(AppError::Thread)?);
         let registry = Registry::new();
-        register_infos(&registry, &engine.info())?;
         let metrics = Metrics::register(&registry, config.management.triton_metrics)?;
         let gate = Arc::new(Gate::new(GateLimits {
             in_flight: config.admission.max_in_flight as u64,
             bytes: config.admission.max_bytes_in_flight,
         }));
-        let models = Models::new(Arc::new(engine), repository, options(config), gate, metrics);
-        Ok(Core { models, registry })
+        let serving = Arc::clone(&engine) as Arc<dyn Engine>;
+        let models = Models::new(serving, repository, options(config), gate, metrics);
+        Ok(Core { models, engine, registry })
+    }
+
+    /// Waits until the engine runs.
+    ///
+    /// # Errors
+    /// [`AppError::Engine`].
+    pub fn started(&self) -> Result<EngineInfo, AppError> {
+        let info = self.engine.started()?.info();
+        register_infos(&self.registry, &info)?;
+        Ok(info)
     }
 }
 
@@ -136,6 +151,7 @@ pub struct App {
     bound: Bound,
     management: Management,
     pulse: Arc<Pulse>,
+    loader: Loader,
 }
 
 impl App {
@@ -156,15 +172,17 @@ impl App {
             Management::bind(addr).map_err(|source| AppError::Management { addr, source })?;
         let bound = runtime.block_on(Bound::bind(&config.http.addr))?;
         let core = Core::build(&config)?;
+        let loader = Loader::start(&core.models)?;
         let pulse = Pulse::start().map_err(AppError::Thread)?;
-        log_start(&config, host, &core);
-        Ok(App { config, core, runtime, bound, management, pulse })
+        let engine = core.started()?;
+        log_start(&config, host, &core.models, engine);
+        Ok(App { config, core, runtime, bound, management, pulse, loader })
     }
 
     /// Serves until SIGTERM or SIGINT, then drains.
     pub fn run(self) -> Exit {
-        let App { config, core, runtime, bound, management, pulse } = self;
-        let Core { models, registry } = core;
+        let App { config, core, runtime, bound, management, pulse, loader } = self;
+        let Core { models, registry, .. } = core;
         let exit = runtime.block_on(async {
             tokio::spawn(Arc::clone(&pulse).beat());
             let health = Health::new(
@@ -175,7 +193,10 @@ impl App {
             );
             let served = Served::start(&config, models, &registry, bound, management, health);
             match served {
-                Ok(served) => served.until_told(&config).await,
+                Ok((served, listening)) => {
+                    loader.announce(listening);
+                    served.until_told(&config).await
+                }
                 Err(error) => {
                     let _ = writeln!(io::stderr(), "balm: {error}");
                     Exit::Io
@@ -185,6 +206,37 @@ impl App {
         // Loads under way are not waited for; nothing they do outlives the process.
         runtime.shutdown_background();
         exit
+    }
+}
+
+/// Loads what the repository holds, from the first moment on, while the engine starts and the server listens.
+struct Loader(mpsc::SyncSender<Listening>);
+
+impl Loader {
+    fn start(models: &Models) -> Result<Self, AppError> {
+        let (sender, listening) = mpsc::sync_channel(1);
+        let models = models.clone();
+        std::thread::Builder::new()
+            .name("loader".to_owned())
+            .spawn(move || {
+                if let Err(error) = models.load_all() {
+                    tracing::error!(%error, "repository not read");
+                }
+                models.enter(ServerPhase::Running);
+                // Nobody announces anything when the server could not be put together.
+                let Ok(listening) = listening.recv() else { return };
+                banner::print(&banner::models(&models.report()));
+                if let Some(line) = banner::try_it(&models, &listening) {
+                    banner::print(&line);
+                }
+            })
+            .map_err(AppError::Thread)?;
+        Ok(Loader(sender))
+    }
+
+    /// Says where the server listens: from now on it may be told how the models came out.
+    fn announce(self, listening: Listening) {
+        let _ = self.0.send(listening);
     }
 }
 
@@ -204,7 +256,7 @@ impl Served {
         bound: Bound,
         management: Management,
         health: Health,
-    ) -> Result<Self, AppError> {
+    ) -> Result<(Self, Listening), AppError> {
         let http_metrics = HttpMetrics::register(registry)?;
         let state = http::State::new(
             models.clone(),
@@ -224,21 +276,8 @@ impl Served {
         };
         let drain = config.lifecycle.drain_timeout;
         let data = tokio::spawn(bound.serve(router, sockets, http_metrics, stopped, drain));
-        let loading = models.clone();
-        std::thread::Builder::new()
-            .name("loader".to_owned())
-            .spawn(move || {
-                if let Err(error) = loading.load_all() {
-                    tracing::error!(%error, "repository not read");
-                }
-                loading.enter(ServerPhase::Running);
-                banner::print(&banner::models(&loading.report()));
-                if let Some(line) = banner::try_it(&loading, &listening) {
-                    banner::print(&line);
-                }
-            })
-            .map_err(AppError::Thread)?;
-        Ok(Served { models, stop, data, _management: management })
+        let served = Served { models, stop, data, _management: management };
+        Ok((served, listening))
     }
 
     /// Waits for a signal, then ends in order: not ready at once, still serving while load balancers learn of it, then
@@ -288,8 +327,7 @@ fn cut_short(signal: &str) -> Exit {
     Exit::Interrupted
 }
 
-fn log_start(config: &Config, host: &Host, core: &Core) {
-    let engine = core.models.engine();
+fn log_start(config: &Config, host: &Host, models: &Models, engine: EngineInfo) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         onnxruntime = %engine.version,
@@ -301,7 +339,7 @@ fn log_start(config: &Config, host: &Host, core: &Core) {
         repository = %config.repository.path.display(),
         "starting"
     );
-    core.models.describe("version", env!("CARGO_PKG_VERSION").to_owned());
-    core.models.describe("onnxruntime", engine.version);
-    core.models.describe("onnxruntime_library", engine.library);
+    models.describe("version", env!("CARGO_PKG_VERSION").to_owned());
+    models.describe("onnxruntime", engine.version);
+    models.describe("onnxruntime_library", engine.library);
 }

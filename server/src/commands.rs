@@ -6,7 +6,7 @@ use crate::cli::{CheckArgs, ManifestArgs, ServeArgs};
 use crate::config::{Config, Flag};
 use crate::exit::Exit;
 use crate::host::Host;
-use crate::{library, logs};
+use crate::{allocator, library, logs};
 use balm_inference::engine::EngineError;
 use balm_inference::integrity::{RootDir, write_manifest};
 use balm_inference::repository::parse_version;
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// `balm serve`: until SIGTERM or SIGINT.
 pub fn serve(arguments: &ServeArgs) -> Exit {
+    allocator::settle();
     let (config, host) = match configured(arguments.config.as_deref(), arguments.flags()) {
         Ok(found) => found,
         Err(exit) => return exit,
@@ -48,6 +49,9 @@ pub fn check(arguments: &CheckArgs) -> Exit {
         Ok(core) => core,
         Err(error) => return fail(exit_of(&error), &chain(&error)),
     };
+    if let Err(error) = core.started() {
+        return fail(exit_of(&error), &chain(&error));
+    }
     if let Err(error) = core.models.load_all() {
         return fail(Exit::Io, &error.to_string());
     }

@@ -1,5 +1,6 @@
 //! The program `balm`: command line, configuration, wiring, HTTP and the management port.
 
+pub mod allocator;
 pub mod app;
 pub mod banner;
 pub mod cli;

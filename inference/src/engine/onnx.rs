@@ -36,10 +36,8 @@ impl OnnxEngine {
     /// # Errors
     /// [`EngineError::Library`] when there is no such library, [`EngineError::Start`] when it does not start.
     pub fn start(library: &Path, log: RuntimeLogLevel) -> Result<Self, EngineError> {
+        Self::look(library)?;
         let path = library.display().to_string();
-        if !library.is_file() {
-            return Err(EngineError::Library { path, reason: "no such file".to_owned() });
-        }
         let builder = ort::init_from(library).map_err(|error| EngineError::Library {
             path: path.clone(),
             reason: one_line(&error.to_string()),
@@ -77,6 +75,18 @@ impl OnnxEngine {
                 library: path,
             },
         })
+    }
+
+    /// Whether there is such a library at all.
+    ///
+    /// # Errors
+    /// [`EngineError::Library`].
+    pub fn look(library: &Path) -> Result<(), EngineError> {
+        if library.is_file() {
+            return Ok(());
+        }
+        let path = library.display().to_string();
+        Err(EngineError::Library { path, reason: "no such file".to_owned() })
     }
 
     fn builder(&self, options: &SessionOptions) -> Result<SessionBuilder, BuildError> {

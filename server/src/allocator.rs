@@ -1,0 +1,32 @@
+//! What glibc's allocator is told, so that a server does not hold for ever what a load has freed.
+//!
+//! Loading a model of 90 MB allocates and frees several times that. glibc raises its thresholds by itself after the first
+//! large free, and then keeps such blocks in the heap, where they stay. With thresholds that are fixed, large blocks go back
+//! to the system as soon as they are free (decision 8 has the figures). They can be set without `unsafe` only in the
+//! environment, and are read at the start of a program.
+
+use std::env;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Blocks from here on are mapped, and unmapped when they are freed. Smaller ones stay, as runs want them again and again.
+const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "1048576");
+/// More than this at the end of the heap goes back.
+const TRIM_THRESHOLD: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "16777216");
+/// Whoever has set one of these has thought about it, or it was us.
+const SETTINGS: [&str; 3] = [MMAP_THRESHOLD.0, TRIM_THRESHOLD.0, "GLIBC_TUNABLES"];
+
+/// Starts this program again under fixed thresholds, unless it runs under some. To be called before anything is opened.
+///
+/// The process stays the same (`exec`): id, parent, files, signals. Where that is not possible everything works as well, with
+/// some more memory.
+pub fn settle() {
+    if SETTINGS.iter().any(|name| env::var_os(name).is_some()) {
+        return;
+    }
+    let mut arguments = env::args_os();
+    let (Some(name), Ok(program)) = (arguments.next(), env::current_exe()) else { return };
+    let settings = [MMAP_THRESHOLD, TRIM_THRESHOLD];
+    // Comes back only if it fails.
+    let _error = Command::new(program).arg0(name).args(arguments).envs(settings).exec();
+}
