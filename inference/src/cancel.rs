@@ -7,6 +7,7 @@
 use crate::engine::Cancel;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 enum Phase {
     Waiting,
@@ -37,12 +38,22 @@ impl RunToken {
         }
     }
 
-    /// The run has returned. After this, no cancel of this job can reach the lane.
-    pub(crate) fn finish(&self) {
+    /// The run has returned. After this, no cancel of this job can reach the lane. Whether somebody still waits for it.
+    pub(crate) fn finish(&self) -> bool {
         let mut phase = self.phase.lock();
         if let Phase::Running(_) = *phase {
             *phase = Phase::Finished;
         }
+        matches!(*phase, Phase::Finished)
+    }
+
+    /// The run has failed, and not by a cancel: the job waits again. False when it was cancelled meanwhile.
+    pub(crate) fn again(&self) -> bool {
+        let mut phase = self.phase.lock();
+        if let Phase::Running(_) = *phase {
+            *phase = Phase::Waiting;
+        }
+        matches!(*phase, Phase::Waiting)
     }
 
     /// The answer is not wanted any more: stops the run, or keeps it from beginning.
@@ -76,10 +87,30 @@ impl RunToken {
     }
 }
 
+/// Stops a run that computes for several, once none of them wants it.
+pub(crate) struct SharedCancel {
+    left: AtomicUsize,
+    run: Arc<dyn Cancel>,
+}
+
+impl SharedCancel {
+    /// Stops `run` when `jobs` have asked for it.
+    pub(crate) fn new(jobs: usize, run: &Arc<dyn Cancel>) -> Arc<Self> {
+        Arc::new(SharedCancel { left: AtomicUsize::new(jobs), run: Arc::clone(run) })
+    }
+}
+
+impl Cancel for SharedCancel {
+    fn cancel(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.run.cancel();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[derive(Default)]
     struct Counter(AtomicUsize);
@@ -114,5 +145,29 @@ mod tests {
         finished.cancel();
         assert_eq!(lane.0.load(Ordering::SeqCst), 1, "a late cancel must not reach the lane");
         assert!(!finished.is_cancelled());
+    }
+
+    #[test]
+    fn a_run_for_several_is_stopped_by_the_last_of_them() {
+        let lane = Arc::new(Counter::default());
+        let run: Arc<dyn Cancel> = lane.clone();
+        let shared: Arc<dyn Cancel> = SharedCancel::new(3, &run);
+        let tokens = [RunToken::new(), RunToken::new(), RunToken::new()];
+        assert!(tokens.iter().all(|token| token.begin(&shared)));
+        tokens[0].cancel();
+        tokens[0].cancel();
+        tokens[1].cancel();
+        assert_eq!(lane.0.load(Ordering::SeqCst), 0, "somebody still waits");
+        tokens[2].cancel();
+        assert_eq!(lane.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_failed_run_may_be_tried_again_unless_nobody_waits() {
+        let canceller: Arc<dyn Cancel> = Arc::new(Counter::default());
+        let token = RunToken::new();
+        assert!(token.begin(&canceller) && token.again() && token.begin(&canceller));
+        token.cancel();
+        assert!(!token.again() && !token.begin(&canceller));
     }
 }

@@ -50,6 +50,12 @@ pub struct EffectiveSettings {
     pub max_in_flight: u64,
     /// Requests that may wait for a lane.
     pub max_queue: usize,
+    /// Whether requests share runs; `None`: if that is proved at load to be right.
+    pub batching: Option<bool>,
+    /// Rows of a run that requests share.
+    pub batch_rows: usize,
+    /// How long the first request of a run waits for others to join.
+    pub batch_delay: Duration,
     /// Class names by output.
     pub labels: BTreeMap<String, Vec<String>>,
 }
@@ -61,6 +67,7 @@ impl EffectiveSettings {
         let max_in_flight =
             settings.limits.max_in_flight.map_or(defaults.max_in_flight, |limit| limit as u64);
         let max_deadline = settings.max_deadline.unwrap_or(defaults.max_deadline);
+        let max_batch_rows = settings.limits.max_batch_rows.unwrap_or(defaults.max_batch_rows);
         EffectiveSettings {
             description: settings.description.clone(),
             session: SessionOptions {
@@ -75,7 +82,10 @@ impl EffectiveSettings {
                 .unwrap_or(defaults.default_deadline)
                 .min(max_deadline),
             max_deadline,
-            max_batch_rows: settings.limits.max_batch_rows.unwrap_or(defaults.max_batch_rows),
+            max_batch_rows,
+            batching: settings.batching.enabled,
+            batch_rows: settings.batching.max_rows.unwrap_or(max_batch_rows).min(max_batch_rows),
+            batch_delay: settings.batching.max_delay.unwrap_or_default(),
             max_body_bytes: settings.limits.max_body_bytes.unwrap_or(defaults.max_body_bytes),
             max_in_flight,
             // Everything admitted may wait; a smaller queue is for those who want to shed earlier.

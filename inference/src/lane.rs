@@ -3,17 +3,19 @@
 //! A panic inside a run is an answer to one request and a new lane: the thread ends, its session goes with it,
 //! and a replacement builds its own from verified bytes, within a budget.
 
-use crate::cancel::RunToken;
-use crate::engine::{Cancel, RunError, RunOutput, Session};
+mod run;
+
+use crate::batch::CostTable;
+use crate::engine::Session;
 use crate::metrics::VersionMetrics;
-use crate::predict::{Job, PredictError, Prediction};
+use crate::predict::{Job, PredictError};
 use crate::queue::Queue;
-use crate::statistics::{Statistics, Timing};
-use crate::version::unix_ms;
+use crate::statistics::Statistics;
 use balm_probes::{ModelState, RepairBudget};
 use parking_lot::Mutex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,11 +29,14 @@ pub(crate) type Rebuild = dyn Fn() -> Result<Box<dyn Session>, String> + Send + 
 /// Hears that the condition of the lanes has changed.
 pub(crate) type LanesChanged = dyn Fn() + Send + Sync;
 
-/// Answers of short runs that are held to be sent together.
-const ANSWERS_HELD_MAX: usize = 16;
-
-/// Outputs, or the reason why not.
-type Answer = Result<Prediction, PredictError>;
+/// How requests share runs, where they do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Batching {
+    /// Rows of one run; a request that has more by itself runs alone.
+    pub(crate) rows_max: usize,
+    /// How long the first request of a run waits for others to join. Zero, unless somebody wants it otherwise.
+    pub(crate) delay: Duration,
+}
 
 /// How the lanes of a version stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,8 +79,12 @@ pub(crate) struct Lanes {
     pub(crate) queue: Queue<Job>,
     pub(crate) statistics: Statistics,
     pub(crate) metrics: VersionMetrics,
-    /// Answers that are sent together, with one waking of the HTTP runtime: see [`Lanes::finish`].
-    finished: Mutex<Vec<(Job, Answer)>>,
+    pub(crate) costs: CostTable,
+    /// Whether requests share runs.
+    shares: AtomicBool,
+    /// Why they do or do not, for people.
+    sharing: Mutex<String>,
+    batching: Batching,
     condition: Mutex<Condition>,
     rebuild: Box<Rebuild>,
     changed: Box<LanesChanged>,
@@ -89,6 +98,7 @@ impl Lanes {
         label: String,
         wanted: u32,
         queue_capacity: usize,
+        batching: Batching,
         metrics: VersionMetrics,
         rebuild: Box<Rebuild>,
         changed: Box<LanesChanged>,
@@ -98,13 +108,28 @@ impl Lanes {
             queue: Queue::new(queue_capacity),
             statistics: Statistics::default(),
             metrics,
-            finished: Mutex::new(Vec::with_capacity(ANSWERS_HELD_MAX)),
+            costs: CostTable::default(),
+            shares: AtomicBool::new(false),
+            sharing: Mutex::new("off: not yet proved to be right".to_owned()),
+            batching,
             condition: Mutex::new(Condition { wanted, coming: wanted, ..Condition::default() }),
             rebuild,
             changed,
             budget: Mutex::new(RepairBudget::new(RESTARTS_MAX, RESTARTS_WINDOW_MS)),
             born: Instant::now(),
         }
+    }
+
+    /// From now on requests share runs, or do not.
+    pub(crate) fn share(&self, shares: bool, why: String) {
+        tracing::info!(model = %self.label, shares, why, "requests that share runs");
+        *self.sharing.lock() = format!("{}: {why}", if shares { "on" } else { "off" });
+        self.shares.store(shares, Ordering::Relaxed);
+    }
+
+    /// Whether requests share runs, and why.
+    pub(crate) fn sharing(&self) -> String {
+        self.sharing.lock().clone()
     }
 
     /// How the lanes stand.
@@ -176,26 +201,35 @@ impl Lanes {
     fn serve(self: &Arc<Self>, index: u32, mut session: Box<dyn Session>) {
         let canceller = session.canceller();
         let mut queue = self.queue.reader();
-        loop {
-            let job = match queue.pop_waiting() {
-                Some(job) => job,
-                None => {
-                    self.send_answers();
-                    match queue.pop() {
-                        Some(job) => job,
-                        None => break,
-                    }
-                }
-            };
-            if let Run::Panicked = self.run(session.as_mut(), &canceller, job) {
+        let mut batch = Vec::new();
+        let rows_max = |first: &Job| self.rows_max(first);
+        while queue.pop(&mut batch, rows_max) {
+            if !self.batching.delay.is_zero() && batch[0].joins {
+                let end = batch[0].queued_at + self.batching.delay;
+                queue.linger(&mut batch, self.batching.rows_max, end);
+            }
+            if let Some(culprit) = self.run(session.as_mut(), &canceller, &mut batch) {
                 drop(queue);
                 self.replace(index);
                 // Only now: who asks again on hearing this must find the lanes as they are.
-                self.send_answers();
+                culprit.answer(Err(PredictError::LaneLost));
                 return;
             }
         }
         self.condition.lock().healthy -= 1;
+    }
+
+    /// Rows of a run that begins with `first`.
+    fn rows_max(&self, first: &Job) -> usize {
+        if !first.joins || !self.shares.load(Ordering::Relaxed) {
+            return 1;
+        }
+        // Whoever waits on purpose wants runs as large as they can be.
+        if self.batching.delay.is_zero() {
+            self.costs.rows_max(first.shape, self.batching.rows_max)
+        } else {
+            self.batching.rows_max
+        }
     }
 
     /// A panic may have left the session in any state, so thread and session go, and a new pair comes.
@@ -236,104 +270,6 @@ impl Lanes {
         if !started {
             self.lost(format!("lane {index} could not be started again"));
         }
-    }
-
-    fn run(&self, session: &mut dyn Session, canceller: &Arc<dyn Cancel>, job: Job) -> Run {
-        let begun = Instant::now();
-        let waited = begun - job.queued_at;
-        if begun >= job.deadline.at {
-            self.statistics.failed(waited);
-            let error = job.deadline.error("waited");
-            self.finish(job, Err(error));
-            return Run::Answered;
-        }
-        session.rearm();
-        if !job.token.begin(canceller) {
-            // Nobody waits any more; the place becomes free and nothing is computed.
-            self.statistics.failed(waited);
-            return Run::Answered;
-        }
-        let result = catch_unwind(AssertUnwindSafe(|| session.run(&job.inputs, &job.outputs)));
-        job.token.finish();
-        let total = job.queued_at.elapsed();
-        self.metrics.queue_seconds.observe(waited.as_secs_f64());
-        match result {
-            Ok(Ok(output)) => {
-                self.queue.learn(output.input_time + output.infer_time + output.output_time);
-                self.metrics.run_seconds.observe(output.infer_time.as_secs_f64());
-                self.statistics.succeeded(total);
-                let prediction = self.executed(&job, waited, output);
-                self.finish(job, Ok(prediction));
-                Run::Answered
-            }
-            Ok(Err(error)) => {
-                self.statistics.failed(total);
-                let error = run_error(error, &job, &job.token);
-                self.finish(job, Err(error));
-                Run::Answered
-            }
-            Err(_panic) => {
-                self.statistics.failed(total);
-                self.finished.lock().push((job, Err(PredictError::LaneLost)));
-                Run::Panicked
-            }
-        }
-    }
-
-    /// A job has its answer. Where runs are short it is held until the queue is empty or sixteen are together: each answer
-    /// that is sent by itself wakes the HTTP runtime, which costs more than the run. A run that is unexpectedly long cannot
-    /// keep the answers before it: whoever waits a millisecond sends them.
-    fn finish(&self, job: Job, answer: Answer) {
-        if !self.queue.runs_are_short() {
-            self.send_answers();
-            job.answer(answer);
-            return;
-        }
-        let full = {
-            let mut finished = self.finished.lock();
-            finished.push((job, answer));
-            finished.len() >= ANSWERS_HELD_MAX
-        };
-        if full {
-            self.send_answers();
-        }
-    }
-
-    fn send_answers(&self) {
-        let finished = std::mem::take(&mut *self.finished.lock());
-        for (job, answer) in finished {
-            job.answer(answer);
-        }
-    }
-
-    /// Whoever has waited too long sees to it that no lane sleeps while jobs wait, and that no answer is held back.
-    pub(crate) fn nudge(&self) {
-        self.send_answers();
-        self.queue.nudge();
-    }
-
-    fn executed(&self, job: &Job, waited: Duration, output: RunOutput) -> Prediction {
-        let timing = Timing {
-            queue: waited,
-            input: output.input_time,
-            infer: output.infer_time,
-            output: output.output_time,
-        };
-        self.statistics.executed(job.rows, timing, unix_ms());
-        Prediction { outputs: output.outputs, timing }
-    }
-}
-
-enum Run {
-    Answered,
-    Panicked,
-}
-
-fn run_error(error: RunError, job: &Job, token: &RunToken) -> PredictError {
-    match error {
-        // Only its own request cancels a run, and that has either left or passed its deadline.
-        RunError::Terminated if token.is_cancelled() => job.deadline.error("ran"),
-        other => other.into(),
     }
 }
 

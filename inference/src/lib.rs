@@ -4,6 +4,7 @@
 //! `engine/onnx.rs` names ONNX Runtime.
 
 pub mod admission;
+mod batch;
 mod cancel;
 pub mod contract;
 pub mod datatype;

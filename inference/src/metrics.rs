@@ -15,6 +15,9 @@ const LATENCY_BUCKETS: [f64; 18] = [
     1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 
+/// As runs are told apart when their cost is learned, but coarser.
+const ROWS_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 512.0];
+
 /// How a predict request ended. The label values of `balm_predict_requests_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -67,6 +70,7 @@ pub struct Metrics {
     total_seconds: HistogramVec,
     queue_seconds: HistogramVec,
     run_seconds: HistogramVec,
+    batch_rows: HistogramVec,
     shed: IntCounterVec,
     lane_restarts: IntCounterVec,
     load_seconds: GaugeVec,
@@ -96,6 +100,8 @@ pub struct VersionMetrics {
     pub queue_seconds: Histogram,
     /// The run itself, seconds.
     pub run_seconds: Histogram,
+    /// Rows of a run.
+    pub batch_rows: Histogram,
     /// Lanes that died by a panic and were replaced.
     pub lane_restarts: IntCounter,
 }
@@ -128,6 +134,14 @@ impl Metrics {
                 "Time that a request waited for a lane.",
             )?,
             run_seconds: histograms("balm_predict_run_seconds", "Time that a run took.")?,
+            batch_rows: HistogramVec::new(
+                HistogramOpts::new(
+                    "balm_batch_rows",
+                    "Rows that were computed in one run, of one request or of several.",
+                )
+                .buckets(ROWS_BUCKETS.to_vec()),
+                &["model", "version"],
+            )?,
             shed: counters(
                 "balm_shed_total",
                 "Predict requests turned away for load, by the bound that was reached.",
@@ -202,6 +216,7 @@ impl Metrics {
             Box::new(self.total_seconds.clone()),
             Box::new(self.queue_seconds.clone()),
             Box::new(self.run_seconds.clone()),
+            Box::new(self.batch_rows.clone()),
             Box::new(self.shed.clone()),
             Box::new(self.lane_restarts.clone()),
             Box::new(self.load_seconds.clone()),
@@ -228,6 +243,7 @@ impl Metrics {
             total_seconds: self.total_seconds.with_label_values(&labels),
             queue_seconds: self.queue_seconds.with_label_values(&labels),
             run_seconds: self.run_seconds.with_label_values(&labels),
+            batch_rows: self.batch_rows.with_label_values(&labels),
             lane_restarts: self.lane_restarts.with_label_values(&labels),
         }
     }

@@ -1,10 +1,12 @@
 //! One prediction: from admitted and checked tensors to outputs, or to the one reason why not.
 
 use crate::admission::{Permit, ShedReason};
+use crate::batch::{Shape, same_but_rows};
 use crate::cancel::RunToken;
 use crate::contract::ContractError;
 use crate::engine::RunError;
 use crate::lane::Lanes;
+use crate::queue::Entry;
 use crate::statistics::Timing;
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -147,13 +149,30 @@ impl Deadline {
 pub(crate) struct Job {
     pub(crate) inputs: Vec<Tensor>,
     pub(crate) outputs: Vec<usize>,
-    pub(crate) rows: u64,
+    /// Rows that it adds to a run; 1 where there are no rows to speak of.
+    pub(crate) rows: usize,
+    /// Whether it may share a run.
+    pub(crate) joins: bool,
+    pub(crate) shape: Shape,
     pub(crate) deadline: Deadline,
     pub(crate) queued_at: Instant,
     pub(crate) token: Arc<RunToken>,
     pub(crate) answer: oneshot::Sender<Result<Prediction, PredictError>>,
     /// Released with the job, which is when its run has returned.
     pub(crate) permit: Permit,
+}
+
+impl Entry for Job {
+    fn joins(&self, other: &Self) -> bool {
+        self.joins
+            && other.joins
+            && self.outputs == other.outputs
+            && same_but_rows(&self.inputs, &other.inputs)
+    }
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
 }
 
 impl Job {
@@ -165,7 +184,7 @@ impl Job {
     }
 }
 
-/// After this long, who waits sees to it that nothing sleeps or is held: see `Lanes::nudge`.
+/// After this long, who waits sees to it that no lane sleeps: see `Queue::nudge`.
 const NUDGE_AFTER: Duration = Duration::from_millis(1);
 
 /// A request that waits for its answer. Dropping it cancels the job, running or not.
@@ -190,7 +209,7 @@ impl Pending {
         let nudge_at = (Instant::now() + NUDGE_AFTER).min(self.deadline.at);
         let mut answer = tokio::time::timeout_at(nudge_at.into(), &mut self.answer).await;
         if answer.is_err() {
-            self.lanes.nudge();
+            self.lanes.queue.nudge();
             answer = tokio::time::timeout_at(self.deadline.at.into(), &mut self.answer).await;
         }
         match answer {
@@ -209,7 +228,7 @@ impl Drop for Pending {
     fn drop(&mut self) {
         if self.token.cancel() {
             // Its place is free only when a lane has come by.
-            self.lanes.nudge();
+            self.lanes.queue.nudge();
         }
     }
 }

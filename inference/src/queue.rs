@@ -1,6 +1,7 @@
 //! The bounded queue between the requests of a model version and its lanes.
 //!
-//! Lanes pull. A wake-up costs a system call and a task switch, more than a small model takes to run, so:
+//! Lanes pull what waits, as many entries at a time as go together in one run ([`Entry::joins`]), in the order of arrival. No
+//! entry waits for another to come. A wake-up costs a system call and a task switch, more than a small model takes to run, so:
 //!
 //! - The lane that slept last is woken first: its weights are still in the caches. (Taking turns cost a model of 90 MB up
 //!   to twice the time of a run.)
@@ -15,7 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What waking a sleeping thread takes on a shared machine, about.
 const WAKE_COST: Duration = Duration::from_micros(50);
@@ -25,6 +26,19 @@ const SHORT_RUN: Duration = Duration::from_micros(15);
 const LEARNING_SHIFT: u32 = 3;
 /// Nothing learned yet: every entry wakes a lane.
 const UNKNOWN_NS: u64 = u64::MAX;
+
+/// How far down the queue a lane looks for entries that go with the first one. Those in between are not overtaken by much:
+/// they are next.
+const LOOK_MAX: usize = 256;
+
+/// What the queue knows of an entry.
+pub(crate) trait Entry {
+    /// Whether `other` can be computed in the same run.
+    fn joins(&self, other: &Self) -> bool;
+
+    /// Rows that it adds to a run.
+    fn rows(&self) -> usize;
+}
 
 /// A bounded first-in, first-out queue with blocking readers.
 pub(crate) struct Queue<T> {
@@ -55,6 +69,18 @@ impl Sleeper {
         self.thread.unpark();
     }
 
+    /// Until it is woken, or `end`. Whether it was woken.
+    fn sleep_until(&self, end: Instant) -> bool {
+        while !self.woken.swap(false, Ordering::Acquire) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            std::thread::park_timeout(left);
+        }
+        true
+    }
+
     fn sleep(&self) {
         while !self.woken.swap(false, Ordering::Acquire) {
             std::thread::park();
@@ -76,7 +102,7 @@ pub(crate) struct Reader<'a, T> {
     busy: bool,
 }
 
-impl<T> Queue<T> {
+impl<T: Entry> Queue<T> {
     pub(crate) fn new(capacity: usize) -> Self {
         Queue {
             state: Mutex::new(State {
@@ -131,6 +157,38 @@ impl<T> Queue<T> {
         Some(sleeper)
     }
 
+    /// Takes the first entry and what goes with it.
+    fn take(
+        &self,
+        state: &mut State<T>,
+        batch: &mut Vec<T>,
+        rows_max: impl FnOnce(&T) -> usize,
+    ) -> bool {
+        let Some(first) = state.waiting.pop_front() else { return false };
+        let rows_max = rows_max(&first);
+        batch.push(first);
+        // Lanes that sleep take their part, unless the rest is done sooner than they are awake.
+        let waiting = state.waiting.len();
+        let shared = state.idle.len() + state.waking;
+        let share = if shared == 0 || self.backlog(waiting) <= WAKE_COST {
+            waiting
+        } else {
+            (waiting + 1).div_ceil(shared + 1) - 1
+        };
+        gather(&mut state.waiting, batch, rows_max, share);
+        true
+    }
+
+    /// Puts entries back to where they came from, for the next lane. They have a place already, whatever the bound.
+    pub(crate) fn put_back(&self, entries: impl DoubleEndedIterator<Item = T>) {
+        let mut state = self.state.lock();
+        for entry in entries.rev() {
+            state.waiting.push_front(entry);
+        }
+    }
+}
+
+impl<T> Queue<T> {
     /// Wakes a lane if entries wait and one sleeps.
     pub(crate) fn nudge(&self) {
         let wake = {
@@ -201,37 +259,61 @@ impl<T> Queue<T> {
     }
 }
 
-impl<T> Reader<'_, T> {
-    /// The oldest entry, if there is one now. Whoever finds none must come back by [`Reader::pop`].
-    pub(crate) fn pop_waiting(&mut self) -> Option<T> {
-        let mut state = self.queue.state.lock();
-        let entry = state.waiting.pop_front()?;
-        if !std::mem::replace(&mut self.busy, true) {
-            state.busy += 1;
-        }
-        Some(entry)
-    }
-
-    /// The oldest entry; sleeps until there is one. `None` once the queue is closed and empty.
-    pub(crate) fn pop(&mut self) -> Option<T> {
+impl<T: Entry> Reader<'_, T> {
+    /// The oldest entry that waits, and those that go with it, into `batch`. `rows_max` says how many rows a run with the first
+    /// entry may have; the first is taken whatever it has. Sleeps until there is one. False once the queue is closed and empty.
+    pub(crate) fn pop(&mut self, batch: &mut Vec<T>, rows_max: impl Fn(&T) -> usize) -> bool {
         loop {
             {
                 let mut state = self.queue.state.lock();
                 if std::mem::take(&mut self.busy) {
                     state.busy -= 1;
                 }
-                if let Some(entry) = state.waiting.pop_front() {
+                if self.queue.take(&mut state, batch, &rows_max) {
                     self.busy = true;
                     state.busy += 1;
-                    return Some(entry);
+                    return true;
                 }
                 if state.closed {
-                    return None;
+                    return false;
                 }
                 state.idle.push(Arc::clone(&self.sleeper));
             }
             self.sleeper.sleep();
             self.queue.state.lock().waking -= 1;
+        }
+    }
+
+    /// Adds to `batch` what goes with its first entry and comes until `end`, as long as the run has fewer than `rows_max` rows.
+    pub(crate) fn linger(&mut self, batch: &mut Vec<T>, rows_max: usize, end: Instant) {
+        loop {
+            {
+                let mut state = self.queue.state.lock();
+                gather(&mut state.waiting, batch, rows_max, usize::MAX);
+                let full = batch.iter().map(Entry::rows).sum::<usize>() >= rows_max;
+                let now = Instant::now();
+                if full || state.closed || now >= end {
+                    return;
+                }
+                // Asleep for the moment, so that whoever pushes wakes it.
+                state.busy -= 1;
+                state.idle.push(Arc::clone(&self.sleeper));
+            }
+            let mut woken = self.sleeper.sleep_until(end);
+            let mut state = self.queue.state.lock();
+            if !woken {
+                let before = state.idle.len();
+                state.idle.retain(|sleeper| !Arc::ptr_eq(sleeper, &self.sleeper));
+                if state.idle.len() == before {
+                    // Somebody has taken it off to wake it, and is about to.
+                    drop(state);
+                    self.sleeper.sleep();
+                    woken = true;
+                    state = self.queue.state.lock();
+                }
+            }
+            state.waking -= usize::from(woken);
+            state.busy += 1;
         }
     }
 }
@@ -246,10 +328,115 @@ impl<T> Drop for Reader<'_, T> {
     }
 }
 
+/// Moves entries that go with the first of `batch` out of `waiting`: at most `count`, and no more than `rows_max` rows in all.
+fn gather<T: Entry>(waiting: &mut VecDeque<T>, batch: &mut Vec<T>, rows_max: usize, count: usize) {
+    let mut rows: usize = batch.iter().map(Entry::rows).sum();
+    let end = batch.len().saturating_add(count);
+    let mut index = 0;
+    let mut looked = 0;
+    while index < waiting.len() && looked < LOOK_MAX && batch.len() < end && rows < rows_max {
+        looked += 1;
+        let fits = waiting[index].rows().saturating_add(rows) <= rows_max;
+        if !fits || !batch[0].joins(&waiting[index]) {
+            index += 1;
+            continue;
+        }
+        // At the front, where it is nearly always, this moves nothing.
+        let Some(entry) = waiting.remove(index) else { return };
+        rows += entry.rows();
+        batch.push(entry);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    /// Entries of a row each; those of the same hundred go together, the first hundred goes with nobody.
+    impl Entry for u32 {
+        fn joins(&self, other: &Self) -> bool {
+            self / 100 == other / 100 && *self >= 100
+        }
+
+        fn rows(&self) -> usize {
+            1
+        }
+    }
+
+    fn pop(reader: &mut Reader<'_, u32>) -> Option<u32> {
+        let mut batch = Vec::new();
+        reader.pop(&mut batch, |_| 1).then(|| batch[0])
+    }
+
+    fn waiting(reader: &mut Reader<'_, u32>, rows_max: usize) -> Vec<u32> {
+        let mut batch = Vec::new();
+        reader.pop(&mut batch, |_| rows_max);
+        batch
+    }
+
+    #[test]
+    fn what_goes_together_is_handed_out_together() {
+        let queue = Queue::new(64);
+        let mut reader = queue.reader();
+        for entry in [100, 200, 101, 1, 102, 103, 201, 2] {
+            queue.push(entry).unwrap();
+        }
+        assert_eq!(waiting(&mut reader, 3), [100, 101, 102], "as many rows as a run may have");
+        assert_eq!(waiting(&mut reader, 8), [200, 201]);
+        assert_eq!(waiting(&mut reader, 8), [1], "some go with nobody");
+        queue.put_back([110, 111].into_iter());
+        assert_eq!(waiting(&mut reader, 8), [110, 111, 103], "back to the front, in order");
+        assert_eq!(waiting(&mut reader, 8), [2]);
+        queue.close();
+        assert_eq!(waiting(&mut reader, 8), [0; 0]);
+    }
+
+    #[test]
+    fn lanes_that_sleep_get_their_part_of_long_runs() {
+        for (run, expected) in [(Duration::from_millis(5), 3), (Duration::from_nanos(100), 9)] {
+            let queue = Queue::new(64);
+            queue.learn(run);
+            let mut reader = queue.reader();
+            for entry in 100..109 {
+                queue.push(entry).unwrap();
+            }
+            // Two others are on their way.
+            queue.state.lock().waking = 2;
+            assert_eq!(waiting(&mut reader, 64).len(), expected, "{run:?}");
+        }
+    }
+
+    #[test]
+    fn lingering_ends_when_the_run_is_full_or_the_time_is_over() {
+        let queue = Arc::new(Queue::new(64));
+        let long = Duration::from_secs(20);
+        for (learned, late) in [(Duration::ZERO, true), (long, true), (long, false)] {
+            queue.learn(learned);
+            queue.push(100).unwrap();
+            let mut reader = queue.reader();
+            let mut batch = waiting(&mut reader, 3);
+            let pusher = std::thread::spawn({
+                let queue = Arc::clone(&queue);
+                move || {
+                    for entry in (101..=102).filter(|_| late) {
+                        queue.push(entry).unwrap();
+                        queue.wake_for_burst();
+                    }
+                }
+            });
+            let limit = if late { long } else { Duration::from_millis(5) };
+            let begun = Instant::now();
+            reader.linger(&mut batch, 3, begun + limit);
+            pusher.join().unwrap();
+            assert_eq!(batch.len(), if late { 3 } else { 1 });
+            assert_eq!(begun.elapsed() < limit, late);
+            let state = queue.state.lock();
+            assert_eq!((state.busy, state.waking, state.idle.len()), (1, 0, 0));
+            drop(state);
+            drop(reader);
+        }
+    }
 
     #[test]
     fn is_bounded_and_first_in_first_out() {
@@ -258,11 +445,11 @@ mod tests {
         assert_eq!(queue.push(1), Ok(()));
         assert_eq!(queue.push(2), Ok(()));
         assert_eq!(queue.push(3), Err(Refused::Full(3)));
-        assert_eq!(reader.pop(), Some(1));
+        assert_eq!(pop(&mut reader), Some(1));
         queue.close();
         assert_eq!(queue.push(4), Err(Refused::Closed(4)));
-        assert_eq!(reader.pop(), Some(2), "what waited is still handed out");
-        assert_eq!(reader.pop(), None);
+        assert_eq!(pop(&mut reader), Some(2), "what waited is still handed out");
+        assert_eq!(pop(&mut reader), None);
     }
 
     #[test]
@@ -276,21 +463,23 @@ mod tests {
                     let (queue, sum) = (Arc::clone(&queue), Arc::clone(&sum));
                     std::thread::spawn(move || {
                         let mut reader = queue.reader();
-                        while let Some(entry) = reader.pop() {
-                            sum.fetch_add(entry, Ordering::Relaxed);
+                        let mut batch = Vec::new();
+                        while reader.pop(&mut batch, |_| 8) {
+                            let taken: u32 = batch.drain(..).sum();
+                            sum.fetch_add(taken.into(), Ordering::Relaxed);
                         }
                     })
                 })
                 .collect();
             let mut expected = 0;
-            for entry in 0..20_000u64 {
+            for entry in 0..20_000u32 {
                 let mut entry = entry;
                 while let Err(Refused::Full(back)) = queue.push(entry) {
                     entry = back;
                     queue.wake_for_burst();
                     std::thread::yield_now();
                 }
-                expected += entry;
+                expected += u64::from(entry);
             }
             queue.close();
             for reader in readers {
@@ -306,7 +495,7 @@ mod tests {
         let (queue, taken) = (Arc::clone(queue), taken.clone());
         std::thread::spawn(move || {
             let mut reader = queue.reader();
-            while let Some(entry) = reader.pop() {
+            while let Some(entry) = pop(&mut reader) {
                 taken.send(entry).unwrap();
                 let _ = gone.recv();
             }
@@ -375,7 +564,7 @@ mod tests {
         // This thread takes the second before the sleeper can be told, then leaves with a third left to it.
         queue.state.lock().busy = 0;
         queue.state.lock().waiting.push_back(2);
-        assert_eq!(dying.pop(), Some(2));
+        assert_eq!(pop(&mut dying), Some(2));
         queue.push(3).unwrap();
         queue.wake_for_burst();
         assert_eq!(queue.state.lock().idle.len(), 1, "left to the lane that is awake");

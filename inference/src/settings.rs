@@ -19,7 +19,7 @@ pub const SETTINGS_FILE: &str = "model.toml";
 pub const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key of `model.toml`; of `labels` the part that is fixed.
-pub const KEYS: [&str; 16] = [
+pub const KEYS: [&str; 19] = [
     "description",
     "lanes",
     "versions",
@@ -35,6 +35,9 @@ pub const KEYS: [&str; 16] = [
     "limits.max_batch_rows",
     "limits.max_in_flight",
     "limits.max_queue",
+    "batching.enabled",
+    "batching.max_rows",
+    "batching.max_delay_ms",
     "labels.OUTPUT",
 ];
 
@@ -44,6 +47,8 @@ const THREADS: RangeInclusive<u64> = 1..=256;
 const DEADLINE_MS: RangeInclusive<u64> = 1..=86_400_000;
 const BODY_BYTES: RangeInclusive<u64> = 1_024..=1 << 40;
 const BATCH_ROWS: RangeInclusive<u64> = 1..=1 << 24;
+/// Longer is a slip of the keyboard: every request of a quiet model would wait for it.
+const DELAY_MS: RangeInclusive<u64> = 0..=1_000;
 const IN_FLIGHT: RangeInclusive<u64> = 1..=1 << 20;
 
 /// What one model asks for; `None` leaves it to the server's defaults.
@@ -72,6 +77,8 @@ pub struct ModelSettings {
     pub session: SessionSettings,
     /// What requests may bring.
     pub limits: LimitSettings,
+    /// How requests share runs.
+    pub batching: BatchingSettings,
     /// Names of classes, by output.
     pub labels: BTreeMap<String, Vec<String>>,
 }
@@ -155,6 +162,17 @@ pub struct LimitSettings {
     pub max_queue: Option<usize>,
 }
 
+/// How requests share runs: table `[batching]`. `None` leaves it to the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BatchingSettings {
+    /// Whether they do. `None`: where the model is proved, at its load, to treat rows independently.
+    pub enabled: Option<bool>,
+    /// Rows of one run.
+    pub max_rows: Option<usize>,
+    /// How long the first request of a run waits for others to join.
+    pub max_delay: Option<Duration>,
+}
+
 /// A settings file that cannot be used, with everything that is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingsError {
@@ -226,6 +244,7 @@ fn read(mut table: Table<'_>) -> ModelSettings {
         golden: table.string("golden"),
         session: table.table("session").map(session).unwrap_or_default(),
         limits: table.table("limits").map(limits).unwrap_or_default(),
+        batching: table.table("batching").map(batching).unwrap_or_default(),
         labels: labels(&mut table),
     };
     if let (Some(default), Some(max)) = (settings.default_deadline, settings.max_deadline)
@@ -311,6 +330,16 @@ fn limits(mut table: Table<'_>) -> LimitSettings {
     limits
 }
 
+fn batching(mut table: Table<'_>) -> BatchingSettings {
+    let batching = BatchingSettings {
+        enabled: table.boolean("enabled"),
+        max_rows: table.count("max_rows", BATCH_ROWS),
+        max_delay: table.integer("max_delay_ms", DELAY_MS).map(Duration::from_millis),
+    };
+    table.finish();
+    batching
+}
+
 /// The keys are names of outputs, so none is unknown here; the contract is not known yet.
 fn labels(table: &mut Table<'_>) -> BTreeMap<String, Vec<String>> {
     let Some(mut labels) = table.table("labels") else { return BTreeMap::new() };
@@ -353,6 +382,10 @@ mod tests {
             max_batch_rows = 16
             max_in_flight = 8
             max_queue = 32
+            [batching]
+            enabled = false
+            max_rows = 8
+            max_delay_ms = 2
             [labels]
             label = ["setosa", "versicolor"]
         "#;
@@ -375,6 +408,11 @@ mod tests {
                 max_batch_rows: Some(16),
                 max_in_flight: Some(8),
                 max_queue: Some(32),
+            },
+            batching: BatchingSettings {
+                enabled: Some(false),
+                max_rows: Some(8),
+                max_delay: Some(Duration::from_millis(2)),
             },
             labels: BTreeMap::from([(
                 "label".to_owned(),
@@ -417,6 +455,9 @@ mod tests {
             ("[limits]\nmax_batch_rows = 0", "limits.max_batch_rows must be an integer from 1"),
             ("[limits]\nmax_in_flight = 0", "limits.max_in_flight must be an integer from 1"),
             ("[limits]\nmax_queue = true", "limits.max_queue must be an integer from 1"),
+            ("[batching]\nenabled = 1", "batching.enabled must be true or false, found an integer"),
+            ("[batching]\nmax_rows = 0", "batching.max_rows must be an integer from 1"),
+            ("[batching]\nmax_delay_ms = 1001", "batching.max_delay_ms must be an integer from 0"),
             ("[labels]\ny = [1]", "labels.y must be a list of strings"),
             ("lane = 1", "lane is not a known key; known are description, lanes, versions"),
             ("a = 1\nlanes = ", "line 2 is not TOML"),

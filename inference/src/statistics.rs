@@ -105,15 +105,11 @@ pub struct StatisticsReading {
 }
 
 impl Statistics {
-    /// One run that brought outputs for `rows` rows and ended at `now_unix_ms`.
+    /// One run that brought outputs for `rows` rows, of one request or of several, and ended at `now_unix_ms`.
     pub fn executed(&self, rows: u64, timing: Timing, now_unix_ms: u64) {
         self.rows.fetch_add(rows, Ordering::Relaxed);
         self.executions.fetch_add(1, Ordering::Relaxed);
         self.last_unix_ms.store(now_unix_ms, Ordering::Relaxed);
-        self.queue.add(timing.queue);
-        self.input.add(timing.input);
-        self.infer.add(timing.infer);
-        self.output.add(timing.output);
         let mut batches = self.batches.lock();
         let size = if batches.len() >= BATCH_SIZES_MAX && !batches.contains_key(&rows) {
             batches.keys().next_back().copied().unwrap_or(rows)
@@ -126,9 +122,14 @@ impl Statistics {
         add(&mut batch.output, timing.output);
     }
 
-    /// A request was answered with outputs, `total` after it was admitted.
-    pub fn succeeded(&self, total: Duration) {
+    /// A request was answered with outputs, `total` after it was queued. The times of its run count whole for it, also when
+    /// it shared the run, as Triton counts them.
+    pub fn succeeded(&self, timing: Timing, total: Duration) {
         self.success.add(total);
+        self.queue.add(timing.queue);
+        self.input.add(timing.input);
+        self.infer.add(timing.infer);
+        self.output.add(timing.output);
     }
 
     /// A request failed, `total` after it was admitted.
@@ -173,14 +174,15 @@ mod tests {
         for rows in 1..=200 {
             statistics.executed(rows, timing, 7);
         }
-        statistics.succeeded(Duration::from_nanos(9));
+        statistics.succeeded(timing, Duration::from_nanos(9));
+        statistics.succeeded(timing, Duration::from_nanos(9));
         let reading = statistics.read();
         assert_eq!(reading.execution_count, 200);
         assert_eq!(reading.inference_count, 200 * 201 / 2);
-        assert_eq!(reading.compute_infer, CountAndTime { count: 200, ns: 1_000 });
+        assert_eq!(reading.compute_infer, CountAndTime { count: 2, ns: 10 });
         assert_eq!(reading.batches.len(), BATCH_SIZES_MAX);
         let counted: u64 = reading.batches.values().map(|batch| batch.infer.count).sum();
         assert_eq!(counted, 200, "sizes beyond the bound are counted in the largest");
-        assert_eq!(reading.success.count, 1);
+        assert_eq!(reading.success, CountAndTime { count: 2, ns: 18 });
     }
 }

@@ -1,7 +1,7 @@
 //! One version of a model: where it stands, and what answers for it while it serves.
 
-use crate::admission::Permit;
-use crate::admission::ShedReason;
+use crate::admission::{Permit, ShedReason};
+use crate::batch::{self, Shape};
 use crate::cancel::RunToken;
 use crate::contract::{Contract, ContractError};
 use crate::effective::EffectiveSettings;
@@ -199,14 +199,15 @@ impl Serving {
         }
         let (sender, receiver) = oneshot::channel();
         let token = RunToken::new();
-        let rows = match inputs.first().and_then(|tensor| tensor.shape().first()) {
-            Some(rows) if self.contract.is_batched() => *rows,
-            _ => 1,
-        };
+        let common = if self.contract.is_batched() { batch::rows(&inputs) } else { None };
+        let rows = common.unwrap_or(1);
+        let shape = Shape::of(&inputs, rows);
         let job = Job {
             inputs,
             outputs,
-            rows: u64::try_from(rows).unwrap_or(u64::MAX),
+            rows,
+            joins: common.is_some(),
+            shape,
             deadline,
             queued_at: now,
             token: Arc::clone(&token),
@@ -256,6 +257,7 @@ impl Serving {
         report.threads = u32::try_from(self.settings.session.threads).unwrap_or(u32::MAX);
         report.details = BTreeMap::from([
             ("integrity".to_owned(), if self.verified { "verified" } else { "unverified" }.into()),
+            ("batching".to_owned(), self.lanes.sharing()),
             ("read_ms".to_owned(), self.load.read.as_millis().to_string()),
             ("build_ms".to_owned(), self.load.build.as_millis().to_string()),
             ("probe_ms".to_owned(), self.load.probe.as_millis().to_string()),

@@ -30,13 +30,17 @@ use std::time::{Duration, Instant};
 
 /// What the first element of a request makes the engine do.
 const ECHO: i64 = 0;
-const PANIC: i64 = 1;
-const HANG: i64 = 2;
-const FAIL: i64 = 3;
+// None of them is 1: that is what requests are made of that are made up at a load.
+const PANIC: i64 = 11;
+const HANG: i64 = 12;
+const FAIL: i64 = 13;
+const ONE_ROW: i64 = 14;
 
 #[derive(Default)]
 struct Script {
     runs: AtomicU64,
+    /// The rows of each run.
+    batches: Mutex<Vec<Vec<i64>>>,
     builds: AtomicU64,
     /// Builds fail for model files of this size.
     refuse_size: AtomicU64,
@@ -125,7 +129,11 @@ impl Session for ScriptedSession {
     fn run(&mut self, inputs: &[Tensor], _outputs: &[usize]) -> Result<RunOutput, RunError> {
         self.script.runs.fetch_add(1, Ordering::SeqCst);
         let TensorData::Raw(raw) = inputs[0].data() else { unreachable!() };
-        match i64::from_le_bytes(raw[..8].try_into().unwrap()) {
+        let rows: Vec<i64> =
+            raw.chunks_exact(8).map(|row| i64::from_le_bytes(row.try_into().unwrap())).collect();
+        self.script.batches.lock().unwrap().push(rows.clone());
+        // One row that does something does it to the whole run.
+        match rows.into_iter().max().unwrap_or(ECHO) {
             PANIC => panic!("scripted panic"),
             HANG => {
                 let told = self.stop.told.lock().unwrap();
@@ -139,10 +147,18 @@ impl Session for ScriptedSession {
                 Err(RunError::Terminated)
             }
             FAIL => Err(RunError::Runtime("scripted failure".to_owned())),
+            // As a graph without a row for each does it.
+            ONE_ROW => Ok(RunOutput {
+                outputs: vec![Tensor::raw(Datatype::Int64, vec![1], raw.slice(..8)).unwrap()],
+                input_time: Duration::ZERO,
+                infer_time: Duration::ZERO,
+                output_time: Duration::ZERO,
+            }),
+            // A run costs the same, whatever its rows.
             _ => Ok(RunOutput {
                 outputs: vec![inputs[0].clone()],
                 input_time: Duration::ZERO,
-                infer_time: Duration::ZERO,
+                infer_time: Duration::from_micros(10),
                 output_time: Duration::ZERO,
             }),
         }
@@ -155,6 +171,8 @@ struct House {
     script: Arc<Script>,
     models: Models,
     repository: tempfile::TempDir,
+    /// Runs that the load took, to prove the model.
+    load_runs: u64,
 }
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models");
@@ -188,13 +206,15 @@ impl House {
             gate,
             Metrics::register(&prometheus::Registry::new(), false).unwrap(),
         );
-        House { script, models, repository }
+        House { script, models, repository, load_runs: 0 }
     }
 
     fn loaded(lanes: usize) -> Self {
-        let house = House::new(lanes);
+        let mut house = House::new(lanes);
         house.load_all();
         house.until("all lanes healthy", |house| house.healthy() as usize == lanes);
+        house.load_runs = house.runs();
+        house.script.batches.lock().unwrap().clear();
         house
     }
 
@@ -244,7 +264,7 @@ impl House {
     }
 
     fn runs(&self) -> u64 {
-        self.script.runs.load(Ordering::SeqCst)
+        self.script.runs.load(Ordering::SeqCst) - self.load_runs
     }
 
     fn idle(&self) -> bool {
@@ -387,6 +407,134 @@ async fn a_failed_run_is_told_and_costs_no_lane() {
     assert_eq!(error, PredictError::Runtime("scripted failure".to_owned()));
     assert!(house.ask(ECHO).await.is_ok());
     assert_eq!(house.healthy(), 1);
+}
+
+// ===== requests that share runs =====
+
+/// A request whose client leaves when it is dropped.
+struct Hanging(tokio::task::JoinHandle<Result<Prediction, PredictError>>);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl House {
+    /// Requests that wait behind one that hangs, so that they meet in the queue.
+    fn behind_a_hanging_one(&self, commands: &[i64]) -> (Hanging, Vec<Pending>) {
+        let before = self.runs();
+        let hanging = self.submit(HANG, Duration::from_secs(20)).unwrap();
+        let hanging = Hanging(tokio::spawn(hanging.wait()));
+        self.until("running", |house| house.runs() == before + 1);
+        let waiting = commands
+            .iter()
+            .map(|command| self.submit(*command, Duration::from_secs(20)).unwrap())
+            .collect();
+        (hanging, waiting)
+    }
+
+    fn batches(&self) -> Vec<Vec<i64>> {
+        self.script.batches.lock().unwrap().clone()
+    }
+
+    /// Runs enough of them for the lanes to learn that rows are cheaper together.
+    async fn learn_that_it_pays(&self) {
+        for _ in 0..6 {
+            let (hanging, waiting) = self.behind_a_hanging_one(&[ECHO; 32]);
+            drop(hanging);
+            for pending in waiting {
+                pending.wait().await.unwrap();
+            }
+        }
+        self.script.batches.lock().unwrap().clear();
+    }
+}
+
+fn first(prediction: &Prediction) -> (usize, i64) {
+    let TensorData::Raw(raw) = prediction.outputs[0].data() else { unreachable!() };
+    (raw.len(), i64::from_le_bytes(raw[..8].try_into().unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_shares_a_run_and_each_gets_its_own_rows() {
+    let house = House::loaded(1);
+    house.learn_that_it_pays().await;
+    let (hanging, waiting) = house.behind_a_hanging_one(&[2, 3, 4, 5]);
+    drop(hanging);
+    for (expected, pending) in (2..).zip(waiting) {
+        assert_eq!(first(&pending.wait().await.unwrap()), (8, expected));
+    }
+    assert_eq!(house.batches(), [vec![HANG], vec![2, 3, 4, 5]]);
+    house.until("idle", House::idle);
+    let serving = house.models.model("m").unwrap().serving(None).unwrap();
+    let statistics = serving.statistics();
+    assert!(statistics.execution_count < statistics.inference_count);
+    assert_eq!(statistics.batches[&4].infer.count, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_row_harms_no_neighbour() {
+    for (bad, expected) in [
+        (FAIL, PredictError::Runtime("scripted failure".to_owned())),
+        (PANIC, PredictError::LaneLost),
+    ] {
+        let house = House::loaded(1);
+        house.learn_that_it_pays().await;
+        let (hanging, waiting) = house.behind_a_hanging_one(&[2, bad, 4]);
+        drop(hanging);
+        let mut answers = Vec::new();
+        for pending in waiting {
+            answers.push(pending.wait().await.map(|prediction| first(&prediction).1));
+        }
+        assert_eq!(answers, [Ok(2), Err(expected), Ok(4)]);
+        assert_eq!(house.batches()[1..], [vec![2, bad, 4], vec![2], vec![bad], vec![4]]);
+        house.until("idle", House::idle);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outputs_without_a_row_for_each_end_the_sharing() {
+    let house = House::loaded(1);
+    house.learn_that_it_pays().await;
+    let (hanging, waiting) = house.behind_a_hanging_one(&[2, ONE_ROW]);
+    drop(hanging);
+    for pending in waiting {
+        assert!(pending.wait().await.is_ok(), "each has run by itself");
+    }
+    let (hanging, waiting) = house.behind_a_hanging_one(&[2, 3]);
+    drop(hanging);
+    for pending in waiting {
+        assert!(pending.wait().await.is_ok());
+    }
+    assert!(house.batches().ends_with(&[vec![2], vec![3]]), "{:?}", house.batches());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_client_that_leaves_does_not_stop_the_run_of_the_others() {
+    let house = Arc::new(House::loaded(1));
+    house.learn_that_it_pays().await;
+    let mut tasks = Vec::new();
+    for worker in 0..8u64 {
+        let house = Arc::clone(&house);
+        tasks.push(tokio::spawn(async move {
+            for round in 0..300u64 {
+                let command = i64::try_from(worker).unwrap();
+                let pending = house.submit(command % 8, Duration::from_secs(20)).unwrap();
+                if (worker + round) % 3 == 0 {
+                    tokio::task::yield_now().await;
+                    drop(pending);
+                } else {
+                    assert_eq!(first(&pending.wait().await.unwrap()), (8, command % 8));
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(house.batches().iter().any(|rows| rows.len() > 1), "runs were shared");
+    house.until("idle", |house| house.idle());
 }
 
 // ===== the route of a model =====

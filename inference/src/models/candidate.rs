@@ -1,13 +1,13 @@
 //! The route of a version: discovered → verifying → loading → warming → probing → ready.
 
-use super::{Inner, Model};
+use super::{Inner, Model, proof};
 use crate::effective::EffectiveSettings;
 use crate::engine::{ModelBytes, Session, SessionOptions};
 use crate::golden::{Golden, GoldenCase};
 use crate::integrity::{
     Digest, GOLDEN_FILE, IntegrityError, Progress, ReadOptions, VerifiedModel, read_version,
 };
-use crate::lane::Lanes;
+use crate::lane::{Batching, Lanes};
 use crate::settings::ModelSettings;
 use crate::tensor::NamedTensor;
 use crate::version::{LoadTimes, Serving, Version};
@@ -27,6 +27,15 @@ impl Refusal {
     pub(super) fn failed(reason: impl ToString) -> Self {
         Refusal { state: ModelState::Failed, reason: reason.to_string() }
     }
+}
+
+/// A session that has answered the golden requests, and what came with it.
+struct Proved {
+    session: Box<dyn Session>,
+    settings: EffectiveSettings,
+    times: LoadTimes,
+    golden: Golden,
+    sharing: Option<Sharing>,
 }
 
 /// A version on its way to serve.
@@ -108,22 +117,38 @@ impl Candidate {
         probe(session.as_mut(), first).map_err(quarantined)?;
         version.step(inner, ModelState::Probing);
         probe(session.as_mut(), others).map_err(quarantined)?;
+        let sharing = self.sharing(session.as_mut(), &golden.cases, &effective)?;
         times.probe = begun.elapsed();
 
-        let example = golden.cases.into_iter().next().map(|case| case.inputs);
-        self.serve(session, &verified, effective, times, reader, example).map(Some)
+        let proved = Proved { session, settings: effective, times, golden, sharing };
+        self.serve(proved, &verified, reader).map(Some)
+    }
+
+    /// Whether requests share runs, and why. `None`: the next session is to prove it, for the first one has work to do.
+    fn sharing(
+        &self,
+        session: &mut dyn Session,
+        golden: &[GoldenCase],
+        settings: &EffectiveSettings,
+    ) -> Result<Option<Sharing>, Refusal> {
+        match settings.batching {
+            Some(true) if !session.contract().is_batched() => Err(Refusal::failed(
+                "batching.enabled is true, and not every input and output has a first dimension that varies",
+            )),
+            Some(enabled) => Ok(Some((enabled, "model.toml says so".to_owned()))),
+            None if settings.lanes > 1 => Ok(None),
+            None => prove(session, golden).map(Some).map_err(Refusal::failed),
+        }
     }
 
     /// Puts the proven session to work as the first lane. The others are still to be built.
     fn serve(
         &self,
-        session: Box<dyn Session>,
+        proved: Proved,
         verified: &Arc<VerifiedModel>,
-        settings: EffectiveSettings,
-        times: LoadTimes,
         reader: Reader,
-        example: Option<Vec<NamedTensor>>,
     ) -> Result<MoreLanes, Refusal> {
+        let Proved { session, settings, times, golden, sharing } = proved;
         let (inner, model, version) = (&self.inner, &self.model, &self.version);
         let placement = session.placement().clone();
         let lanes_wanted = u32::try_from(settings.lanes).unwrap_or(1);
@@ -150,6 +175,7 @@ impl Candidate {
             model.name.clone(),
             lanes_wanted,
             settings.max_queue,
+            Batching { rows_max: settings.batch_rows, delay: settings.batch_delay },
             inner.metrics.version(&model.name, version.number),
             Box::new(rebuild),
             Box::new(changed),
@@ -162,10 +188,17 @@ impl Candidate {
             digest: verified.digest.to_string(),
             verified: verified.verified,
             load: times,
-            example,
+            example: golden.cases.first().map(|case| case.inputs.clone()),
             settings,
             lanes: Arc::clone(&lanes),
         });
+        let unproved = match sharing {
+            Some((shares, why)) => {
+                lanes.share(shares, why);
+                None
+            }
+            None => Some(golden),
+        };
         self.record(&serving);
         if !lanes.join(0, session) {
             return Err(Refusal::failed("the thread of its first lane could not be started"));
@@ -181,6 +214,7 @@ impl Candidate {
             inner: Arc::clone(inner),
             lanes,
             verified: Arc::clone(verified),
+            unproved,
             options: serving.settings.session.clone(),
         })
     }
@@ -284,13 +318,15 @@ pub(super) struct MoreLanes {
     inner: Arc<Inner>,
     lanes: Arc<Lanes>,
     verified: Arc<VerifiedModel>,
+    /// What is to be tried with the first of them, to know whether requests may share runs.
+    unproved: Option<Golden>,
     options: SessionOptions,
 }
 
 impl MoreLanes {
     /// Builds them one after the other on this thread: what the building of one leaves in the allocator serves the next,
     /// where threads of their own would keep it each. Then the bytes of the model are let go.
-    pub(super) fn build(self) {
+    pub(super) fn build(mut self) {
         for index in 1..self.lanes.condition().wanted {
             if self.lanes.queue.is_closed() {
                 return;
@@ -301,7 +337,14 @@ impl MoreLanes {
             };
             let built = catch_unwind(AssertUnwindSafe(build))
                 .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
-            match built {
+            let proved = built.and_then(|mut session| {
+                if let Some(golden) = self.unproved.take() {
+                    let (shares, why) = prove(session.as_mut(), &golden.cases)?;
+                    self.lanes.share(shares, why);
+                }
+                Ok(session)
+            });
+            match proved {
                 Ok(session) => {
                     self.lanes.join(index, session);
                 }
@@ -310,6 +353,19 @@ impl MoreLanes {
                 }
             }
         }
+    }
+}
+
+/// Whether requests share runs, and why.
+type Sharing = (bool, String);
+
+/// Tries it. An error means that the session is not to be used any more.
+fn prove(session: &mut dyn Session, golden: &[GoldenCase]) -> Result<Sharing, String> {
+    let proof = || proof::rows_are_independent(session, golden);
+    match catch_unwind(AssertUnwindSafe(proof)) {
+        Ok(Ok(())) => Ok((true, "proved at load to be right".to_owned())),
+        Ok(Err(reason)) => Ok((false, reason)),
+        Err(_panic) => Err("trying two requests in one run panicked".to_owned()),
     }
 }
 

@@ -88,6 +88,13 @@ impl<'p> Table<'p> {
         self.integer(key, range).and_then(|number| usize::try_from(number).ok())
     }
 
+    pub(super) fn boolean(&mut self, key: &str) -> Option<bool> {
+        match self.take(key)? {
+            Value::Boolean(value) => Some(value),
+            other => self.wrong(key, "true or false", &other),
+        }
+    }
+
     pub(super) fn table(&mut self, key: &str) -> Option<Table<'p>> {
         match self.take(key)? {
             Value::Table(values) => {

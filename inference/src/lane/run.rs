@@ -1,0 +1,205 @@
+//! One run of a lane: for one request, or for several that go together.
+//!
+//! What fails for several is tried again for each by itself, so that a bad row harms no neighbour. A panic takes the lane
+//! with it, so the others of its run go back to the queue, to run alone in another.
+
+use super::Lanes;
+use crate::batch;
+use crate::cancel::SharedCancel;
+use crate::engine::{Cancel, RunError, RunOutput, Session};
+use crate::predict::{Job, PredictError, Prediction};
+use crate::statistics::Timing;
+use crate::tensor::Tensor;
+use crate::version::unix_ms;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What became of a run.
+enum Ended {
+    /// The jobs have their answers.
+    Answered,
+    /// A run for several failed: each is to be run by itself.
+    TryAlone,
+    /// The session must not be used again.
+    Panicked,
+}
+
+impl Lanes {
+    /// Runs the jobs of `batch`, together if they are several, and answers them. Empties `batch`.
+    ///
+    /// After a panic the session is lost. If one job alone is to blame, it comes back, to be answered when the lane is replaced.
+    pub(super) fn run(
+        &self,
+        session: &mut dyn Session,
+        canceller: &Arc<dyn Cancel>,
+        batch: &mut Vec<Job>,
+    ) -> Option<Job> {
+        match self.run_together(session, canceller, batch) {
+            Ended::Answered => None,
+            Ended::Panicked => self.after_panic(batch),
+            Ended::TryAlone => {
+                let mut alone = Vec::with_capacity(1);
+                let mut jobs = batch.drain(..);
+                while let Some(job) = jobs.next() {
+                    alone.push(job);
+                    if let Ended::Panicked = self.run_together(session, canceller, &mut alone) {
+                        self.queue.put_back(jobs);
+                        return self.after_panic(&mut alone);
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    /// The one job of a run that panicked; of several none is known to be guilty, so all wait again.
+    fn after_panic(&self, batch: &mut Vec<Job>) -> Option<Job> {
+        if batch.len() == 1 {
+            return batch.pop();
+        }
+        let innocent = batch.drain(..).filter(|job| job.token.again());
+        let mut alone: Vec<Job> = innocent.collect();
+        alone.iter_mut().for_each(|job| job.joins = false);
+        self.queue.put_back(alone.into_iter());
+        None
+    }
+
+    fn run_together(
+        &self,
+        session: &mut dyn Session,
+        canceller: &Arc<dyn Cancel>,
+        batch: &mut Vec<Job>,
+    ) -> Ended {
+        let begun = Instant::now();
+        self.drop_the_late(batch, begun);
+        session.rearm();
+        self.begin(batch, canceller);
+        let Some(first) = batch.first() else { return Ended::Answered };
+        let result = {
+            let joined;
+            let inputs: &[Tensor] = if batch.len() == 1 {
+                &first.inputs
+            } else {
+                let parts: Vec<&[Tensor]> = batch.iter().map(|job| job.inputs.as_slice()).collect();
+                joined = batch::concatenate(&parts);
+                &joined
+            };
+            catch_unwind(AssertUnwindSafe(|| session.run(inputs, &first.outputs)))
+        };
+        let failed = match result {
+            Ok(Ok(output)) => match self.answer_all(batch, begun, output) {
+                Ok(()) => return Ended::Answered,
+                Err(error) => error,
+            },
+            Ok(Err(error)) => error,
+            Err(_panic) => {
+                if let [job] = batch.as_slice() {
+                    job.token.finish();
+                    self.statistics.failed(job.queued_at.elapsed());
+                }
+                return Ended::Panicked;
+            }
+        };
+        if batch.len() > 1 {
+            // Those that nobody waits for any more are gone; the others have another try.
+            for job in batch.extract_if(.., |job| !job.token.again()) {
+                self.statistics.failed(job.queued_at.elapsed());
+            }
+            return Ended::TryAlone;
+        }
+        for job in batch.drain(..) {
+            job.token.finish();
+            self.statistics.failed(job.queued_at.elapsed());
+            self.metrics.queue_seconds.observe((begun - job.queued_at).as_secs_f64());
+            let error = run_error(failed.clone(), &job);
+            job.answer(Err(error));
+        }
+        Ended::Answered
+    }
+
+    /// Answers those whose deadline is over.
+    fn drop_the_late(&self, batch: &mut Vec<Job>, now: Instant) {
+        for job in batch.extract_if(.., |job| now >= job.deadline.at) {
+            self.statistics.failed(now - job.queued_at);
+            let error = job.deadline.error("waited");
+            job.answer(Err(error));
+        }
+    }
+
+    /// From now on a cancel of a job reaches this run, and stops it once nobody waits for it. Leaves out those that nobody waits
+    /// for already: their places become free and nothing is computed.
+    fn begin(&self, batch: &mut Vec<Job>, canceller: &Arc<dyn Cancel>) {
+        let shared: Option<Arc<dyn Cancel>> = match batch.len() {
+            0 | 1 => None,
+            jobs => Some(SharedCancel::new(jobs, canceller)),
+        };
+        batch.retain(|job| {
+            let begins = job.token.begin(shared.as_ref().unwrap_or(canceller));
+            if !begins {
+                self.statistics.failed(job.queued_at.elapsed());
+                if let Some(shared) = &shared {
+                    shared.cancel();
+                }
+            }
+            begins
+        });
+    }
+
+    /// Hands the outputs to the jobs and empties `batch`.
+    ///
+    /// # Errors
+    /// When the outputs have no row for each; then `batch` is as it was.
+    fn answer_all(
+        &self,
+        batch: &mut Vec<Job>,
+        begun: Instant,
+        output: RunOutput,
+    ) -> Result<(), RunError> {
+        let rows: Vec<usize> = batch.iter().map(|job| job.rows).collect();
+        let parts = if batch.len() == 1 {
+            vec![output.outputs]
+        } else {
+            batch::split(&output.outputs, &rows).map_err(|reason| {
+                tracing::error!(model = %self.label, reason, "requests share no runs from now on");
+                self.share(false, reason.clone());
+                RunError::Runtime(reason)
+            })?
+        };
+        let total_rows: usize = rows.iter().sum();
+        let run = output.input_time + output.infer_time + output.output_time;
+        if let Some(first) = batch.first() {
+            self.costs.learn(first.shape, total_rows, run);
+        }
+        self.queue.learn(run / u32::try_from(batch.len()).unwrap_or(u32::MAX).max(1));
+        self.metrics.run_seconds.observe(output.infer_time.as_secs_f64());
+        self.metrics.batch_rows.observe(total_rows as f64);
+        let timing = |queue| Timing {
+            queue,
+            input: output.input_time,
+            infer: output.infer_time,
+            output: output.output_time,
+        };
+        self.statistics.executed(total_rows as u64, timing(Duration::ZERO), unix_ms());
+        let now = Instant::now();
+        for (job, outputs) in batch.drain(..).zip(parts) {
+            let timing = timing(begun - job.queued_at);
+            self.metrics.queue_seconds.observe(timing.queue.as_secs_f64());
+            if job.token.finish() {
+                self.statistics.succeeded(timing, now - job.queued_at);
+            } else {
+                self.statistics.failed(now - job.queued_at);
+            }
+            job.answer(Ok(Prediction { outputs, timing }));
+        }
+        Ok(())
+    }
+}
+
+fn run_error(error: RunError, job: &Job) -> PredictError {
+    match error {
+        // Only its own request cancels a run, and that has either left or passed its deadline.
+        RunError::Terminated if job.token.is_cancelled() => job.deadline.error("ran"),
+        other => other.into(),
+    }
+}
