@@ -5,66 +5,25 @@
 //! nothing that still computes. The stock `ConcurrencyLimit` frees its permit with the response future, and
 //! under time-outs lets unbounded native work pile up behind it.
 //!
-//! This first version bounds requests and bytes. The next one bounds waiting *time*; [`Gate::admit`] is the seam.
+//! What is bounded: waiting time, by class and client ([`Backlog`]), which is what keeps a server alive under any load; bytes of
+//! bodies; and requests, as a last resort.
 
-use std::fmt;
+mod backlog;
+mod class;
+mod clients;
+mod estimate;
+#[cfg(all(test, feature = "loom"))]
+mod loom;
+mod shed;
+
+pub use backlog::{Backlog, Patience};
+pub use class::{Class, UnknownClass};
+pub use shed::{RETRY_AFTER_MAX_S, Shed, ShedReason};
+
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use backlog::Entry;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-/// Why a request was turned away. The names are label values and the `x-shed-reason` header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ShedReason {
-    /// This model has as many requests in flight as it may.
-    ModelInFlight,
-    /// The server has as many requests in flight as it may.
-    ServerInFlight,
-    /// The bodies in flight would take more memory than they may.
-    Bytes,
-    /// The model's queue is full.
-    QueueFull,
-    /// The server is about to end.
-    Draining,
-}
-
-impl ShedReason {
-    /// Every reason, for metrics that are there before the first event.
-    pub const ALL: [ShedReason; 5] = [
-        ShedReason::ModelInFlight,
-        ShedReason::ServerInFlight,
-        ShedReason::Bytes,
-        ShedReason::QueueFull,
-        ShedReason::Draining,
-    ];
-
-    /// Label value.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            ShedReason::ModelInFlight => "model_in_flight",
-            ShedReason::ServerInFlight => "server_in_flight",
-            ShedReason::Bytes => "bytes_in_flight",
-            ShedReason::QueueFull => "queue_full",
-            ShedReason::Draining => "draining",
-        }
-    }
-}
-
-impl fmt::Display for ShedReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ShedReason::ModelInFlight => {
-                "the model has as many requests in flight as it may (limits.max_in_flight)"
-            }
-            ShedReason::ServerInFlight => {
-                "the server has as many requests in flight as it may (admission.max_in_flight)"
-            }
-            ShedReason::Bytes => {
-                "the bodies in flight take as much memory as they may (admission.max_bytes_in_flight)"
-            }
-            ShedReason::QueueFull => "the model's queue is full",
-            ShedReason::Draining => "the server is draining",
-        })
-    }
-}
+use std::time::{Duration, Instant};
 
 /// A counter with a ceiling.
 #[derive(Debug)]
@@ -107,11 +66,71 @@ pub struct GateLimits {
     pub bytes: u64,
 }
 
+/// How much of the container's memory is used, in steps with a consequence each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MemoryPressure {
+    /// Enough is left.
+    #[default]
+    None,
+    /// Half as many bytes of bodies as usual.
+    High,
+    /// Nothing that is sheddable or best-effort.
+    Severe,
+    /// Nobody.
+    Critical,
+}
+
+impl MemoryPressure {
+    /// Every step, the least first.
+    pub const ALL: [MemoryPressure; 4] = [
+        MemoryPressure::None,
+        MemoryPressure::High,
+        MemoryPressure::Severe,
+        MemoryPressure::Critical,
+    ];
+
+    /// The step for `used` of `limit` bytes.
+    pub fn of(used: u64, limit: u64) -> Self {
+        let percent = u128::from(used) * 100 / u128::from(limit.max(1));
+        match percent {
+            0..85 => MemoryPressure::None,
+            85..92 => MemoryPressure::High,
+            92..95 => MemoryPressure::Severe,
+            _ => MemoryPressure::Critical,
+        }
+    }
+
+    fn refuses(self, class: Class) -> bool {
+        match self {
+            MemoryPressure::None | MemoryPressure::High => false,
+            MemoryPressure::Severe => class >= Class::Sheddable,
+            MemoryPressure::Critical => true,
+        }
+    }
+}
+
+/// A request at the door.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// How much it matters.
+    pub class: Class,
+    /// A hash of the key by which its client is known.
+    pub client: u64,
+    /// What its body is going to take. More can be reserved through [`Permit::reserve`] when that is not known beforehand.
+    pub bytes: u64,
+    /// When its answer is wanted.
+    pub deadline: Instant,
+    /// The time.
+    pub now: Instant,
+}
+
 /// The door of the server: bounds what is in flight, in total and per model.
 #[derive(Debug)]
 pub struct Gate {
     requests: Slots,
     bytes: Slots,
+    bytes_limit: u64,
+    pressure: AtomicU8,
     draining: AtomicBool,
 }
 
@@ -144,39 +163,76 @@ impl Gate {
         Gate {
             requests: Slots::new(limits.in_flight),
             bytes: Slots::new(limits.bytes),
+            bytes_limit: limits.bytes,
+            pressure: AtomicU8::new(0),
             draining: AtomicBool::new(false),
         }
     }
 
-    /// Lets a request in, or says why not. `bytes` is what its body is going to take; more can be reserved
-    /// through [`Permit::reserve`] when that is not known beforehand.
+    /// Lets a request in to wait for the lanes behind `backlog`, or says why not.
     ///
     /// # Errors
-    /// The first bound that is reached.
+    /// The first bound that is reached, and when to come again.
     pub fn admit(
         self: &Arc<Self>,
         model: &Arc<ModelGate>,
-        bytes: u64,
+        backlog: &Arc<Backlog>,
+        ask: &Ask,
+    ) -> Result<Permit, Shed> {
+        self.enter(model, backlog, ask)
+            .map_err(|reason| Shed::until(reason, backlog.wait(ask.class)))
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        model: &Arc<ModelGate>,
+        backlog: &Arc<Backlog>,
+        ask: &Ask,
     ) -> Result<Permit, ShedReason> {
         if self.draining.load(Ordering::Acquire) {
             return Err(ShedReason::Draining);
         }
-        if !model.requests.try_take(1) {
-            return Err(ShedReason::ModelInFlight);
+        if self.pressure().refuses(ask.class) {
+            return Err(ShedReason::Memory);
         }
+        // Time first: it is the bound that is meant to be reached.
+        let remaining = ask.deadline.saturating_duration_since(ask.now);
+        let entry = backlog.enter(ask.class, ask.client, ask.bytes, remaining, ask.now)?;
         // From here on the permit exists, and its drop gives back just what was taken.
         let mut permit = Permit {
             gate: Arc::clone(self),
             model: Arc::clone(model),
+            backlog: Arc::clone(backlog),
+            entry,
             bytes: 0,
+            holds_model_slot: false,
             holds_server_slot: false,
         };
+        if !model.requests.try_take(1) {
+            return Err(ShedReason::ModelInFlight);
+        }
+        permit.holds_model_slot = true;
         if !self.requests.try_take(1) {
             return Err(ShedReason::ServerInFlight);
         }
         permit.holds_server_slot = true;
-        permit.reserve(bytes)?;
+        if !permit.take_bytes(ask.bytes) {
+            return Err(ShedReason::Bytes);
+        }
         Ok(permit)
+    }
+
+    /// So much of the memory is used.
+    pub fn press(&self, pressure: MemoryPressure) {
+        let part = if pressure == MemoryPressure::None { 1 } else { 2 };
+        self.bytes.limit.store(self.bytes_limit / part, Ordering::Relaxed);
+        self.pressure.store(pressure as u8, Ordering::Relaxed);
+    }
+
+    /// How much of the memory is used.
+    pub fn pressure(&self) -> MemoryPressure {
+        let step = usize::from(self.pressure.load(Ordering::Relaxed));
+        MemoryPressure::ALL.get(step).copied().unwrap_or_default()
     }
 
     /// From now on nobody is let in; who is inside may finish.
@@ -200,7 +256,10 @@ impl Gate {
 pub struct Permit {
     gate: Arc<Gate>,
     model: Arc<ModelGate>,
+    backlog: Arc<Backlog>,
+    entry: Entry,
     bytes: u64,
+    holds_model_slot: bool,
     holds_server_slot: bool,
 }
 
@@ -209,12 +268,43 @@ impl Permit {
     ///
     /// # Errors
     /// [`ShedReason::Bytes`]; what was reserved before stays reserved.
-    pub fn reserve(&mut self, more: u64) -> Result<(), ShedReason> {
-        if !self.gate.bytes.try_take(more) {
-            return Err(ShedReason::Bytes);
-        }
-        self.bytes += more;
-        Ok(())
+    pub fn reserve(&mut self, more: u64) -> Result<(), Shed> {
+        if self.take_bytes(more) { Ok(()) } else { Err(Shed::new(ShedReason::Bytes)) }
+    }
+
+    fn take_bytes(&mut self, more: u64) -> bool {
+        let taken = self.gate.bytes.try_take(more);
+        self.bytes += if taken { more } else { 0 };
+        taken
+    }
+
+    /// Its class.
+    pub fn class(&self) -> Class {
+        self.entry.class
+    }
+
+    /// The body has said more than the head did: its class, and what it is going to take, where that is known.
+    pub(crate) fn change(&mut self, class: Class, price: Option<Duration>) {
+        let price_ns = price.map_or(self.entry.price_ns(), |price| {
+            u64::try_from(price.as_nanos()).unwrap_or(u64::MAX)
+        });
+        self.backlog.change(&mut self.entry, class, price_ns);
+    }
+
+    /// Whether the deadline can be kept, now that the body is read.
+    ///
+    /// # Errors
+    /// [`ShedReason::Infeasible`].
+    pub(crate) fn feasible(&self, deadline: Instant, now: Instant) -> Result<(), Shed> {
+        let remaining = deadline.saturating_duration_since(now);
+        self.backlog
+            .still_feasible(&self.entry, remaining, now)
+            .map_err(|reason| Shed::until(reason, self.backlog.wait(self.entry.class)))
+    }
+
+    /// The request took `price` of a run of `run`: the next one of its length is judged by it.
+    pub(crate) fn ran(&self, price: Duration, run: Duration, now: Instant) {
+        self.backlog.learn(&self.entry, price, run, now);
     }
 
     /// Bytes that this permit holds.
@@ -229,107 +319,12 @@ impl Drop for Permit {
         if self.holds_server_slot {
             self.gate.requests.give_back(1);
         }
-        self.model.requests.give_back(1);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn gate(in_flight: u64, bytes: u64) -> Arc<Gate> {
-        Arc::new(Gate::new(GateLimits { in_flight, bytes }))
-    }
-
-    #[test]
-    fn each_bound_has_its_reason() {
-        let server = gate(2, 100);
-        let model = Arc::new(ModelGate::new(1));
-        let other = Arc::new(ModelGate::new(10));
-        let first = server.admit(&model, 60).unwrap();
-        assert_eq!(server.admit(&model, 1).unwrap_err(), ShedReason::ModelInFlight);
-        assert_eq!(server.admit(&other, 41).unwrap_err(), ShedReason::Bytes);
-        let second = server.admit(&other, 40).unwrap();
-        assert_eq!(server.admit(&other, 0).unwrap_err(), ShedReason::ServerInFlight);
-        assert_eq!((server.in_flight(), server.bytes_in_flight()), (2, 100));
-        drop(first);
-        drop(second);
-        server.close();
-        assert_eq!(server.admit(&other, 0).unwrap_err(), ShedReason::Draining);
-        assert_eq!((server.in_flight(), server.bytes_in_flight()), (0, 0));
-        assert_eq!((model.in_flight(), other.in_flight()), (0, 0));
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Admit { model: usize, bytes: u64 },
-        Reserve { nth: usize, bytes: u64 },
-        Drop { nth: usize },
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0..3usize, 0..60u64).prop_map(|(model, bytes)| Step::Admit { model, bytes }),
-            (0..8usize, 0..60u64).prop_map(|(nth, bytes)| Step::Reserve { nth, bytes }),
-            (0..8usize).prop_map(|nth| Step::Drop { nth }),
-        ]
-    }
-
-    proptest! {
-        /// Whatever is admitted, refused, grown or dropped: the counters are the sum of the permits that live.
-        #[test]
-        fn permits_are_conserved(steps in proptest::collection::vec(step(), 0..200)) {
-            let server = gate(5, 200);
-            let models: Vec<_> = (0..3).map(|_| Arc::new(ModelGate::new(3))).collect();
-            let mut held: Vec<(usize, Permit)> = Vec::new();
-            for step in steps {
-                match step {
-                    Step::Admit { model, bytes } => {
-                        if let Ok(permit) = server.admit(&models[model], bytes) {
-                            held.push((model, permit));
-                        }
-                    }
-                    Step::Reserve { nth, bytes } => {
-                        if let Some((_, permit)) = held.get_mut(nth) {
-                            let _ = permit.reserve(bytes);
-                        }
-                    }
-                    Step::Drop { nth } if nth < held.len() => drop(held.swap_remove(nth)),
-                    Step::Drop { .. } => {}
-                }
-                prop_assert_eq!(server.in_flight(), held.len() as u64);
-                prop_assert!(held.len() <= 5);
-                let bytes: u64 = held.iter().map(|(_, permit)| permit.bytes()).sum();
-                prop_assert_eq!(server.bytes_in_flight(), bytes);
-                prop_assert!(bytes <= 200);
-                for (index, model) in models.iter().enumerate() {
-                    let count = held.iter().filter(|(of, _)| *of == index).count();
-                    prop_assert_eq!(model.in_flight(), count as u64);
-                    prop_assert!(count <= 3);
-                }
-            }
+        if self.holds_model_slot {
+            self.model.requests.give_back(1);
         }
-    }
-
-    #[test]
-    fn threads_never_exceed_the_bound() {
-        let server = gate(4, 1_000_000);
-        let model = Arc::new(ModelGate::new(u64::MAX));
-        let inside = AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..20_000 {
-                        if let Ok(permit) = server.admit(&model, 10) {
-                            assert!(inside.fetch_add(1, Ordering::SeqCst) < 4);
-                            inside.fetch_sub(1, Ordering::SeqCst);
-                            drop(permit);
-                        }
-                    }
-                });
-            }
-        });
-        assert_eq!((server.in_flight(), server.bytes_in_flight(), model.in_flight()), (0, 0, 0));
+        self.backlog.leave(&self.entry);
     }
 }
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;

@@ -56,6 +56,8 @@ pub struct EffectiveSettings {
     pub batch_rows: usize,
     /// How long the first request of a run waits for others to join.
     pub batch_delay: Duration,
+    /// How long a critical request may wait for a lane; `None`: by what runs take.
+    pub max_wait: Option<Duration>,
     /// Class names by output.
     pub labels: BTreeMap<String, Vec<String>>,
 }
@@ -93,6 +95,7 @@ impl EffectiveSettings {
                 .limits
                 .max_queue
                 .unwrap_or(usize::try_from(max_in_flight).unwrap_or(usize::MAX)),
+            max_wait: settings.limits.max_wait,
             labels: settings.labels.clone(),
         }
     }

@@ -5,6 +5,7 @@
 
 mod run;
 
+use crate::admission::{Backlog, Patience};
 use crate::batch::CostTable;
 use crate::engine::Session;
 use crate::metrics::VersionMetrics;
@@ -23,15 +24,24 @@ use std::time::{Duration, Instant};
 const RESTARTS_MAX: usize = 5;
 const RESTARTS_WINDOW_MS: u64 = 60_000;
 
+/// How far lanes stand back behind the threads that speak to clients, when cores are short.
+const LANE_NICENESS: i32 = 5;
+
 /// Builds a session of the same version in place of a dead one.
 pub(crate) type Rebuild = dyn Fn() -> Result<Box<dyn Session>, String> + Send + Sync;
 
 /// Hears that the condition of the lanes has changed.
 pub(crate) type LanesChanged = dyn Fn() + Send + Sync;
 
-/// How requests share runs, where they do.
+/// What bounds the queue of a version, and how requests share runs, where they do.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Batching {
+pub(crate) struct LaneSettings {
+    /// Lanes, none of which is there yet.
+    pub(crate) wanted: u32,
+    /// Requests that may wait.
+    pub(crate) queue_capacity: usize,
+    /// How long they may.
+    pub(crate) patience: Patience,
     /// Rows of one run; a request that has more by itself runs alone.
     pub(crate) rows_max: usize,
     /// How long the first request of a run waits for others to join. Zero, unless somebody wants it otherwise.
@@ -80,11 +90,12 @@ pub(crate) struct Lanes {
     pub(crate) statistics: Statistics,
     pub(crate) metrics: VersionMetrics,
     pub(crate) costs: CostTable,
+    pub(crate) backlog: Arc<Backlog>,
     /// Whether requests share runs.
     shares: AtomicBool,
     /// Why they do or do not, for people.
     sharing: Mutex<String>,
-    batching: Batching,
+    settings: LaneSettings,
     condition: Mutex<Condition>,
     rebuild: Box<Rebuild>,
     changed: Box<LanesChanged>,
@@ -93,26 +104,29 @@ pub(crate) struct Lanes {
 }
 
 impl Lanes {
-    /// No lane yet; `wanted` are coming.
+    /// No lane yet; as many as are wanted are coming.
     pub(crate) fn new(
         label: String,
-        wanted: u32,
-        queue_capacity: usize,
-        batching: Batching,
+        settings: LaneSettings,
         metrics: VersionMetrics,
         rebuild: Box<Rebuild>,
         changed: Box<LanesChanged>,
     ) -> Self {
         Lanes {
             label,
-            queue: Queue::new(queue_capacity),
+            queue: Queue::new(settings.queue_capacity),
             statistics: Statistics::default(),
             metrics,
             costs: CostTable::default(),
+            backlog: Arc::new(Backlog::new(settings.patience)),
             shares: AtomicBool::new(false),
             sharing: Mutex::new("off: not yet proved to be right".to_owned()),
-            batching,
-            condition: Mutex::new(Condition { wanted, coming: wanted, ..Condition::default() }),
+            settings,
+            condition: Mutex::new(Condition {
+                wanted: settings.wanted,
+                coming: settings.wanted,
+                ..Condition::default()
+            }),
             rebuild,
             changed,
             budget: Mutex::new(RepairBudget::new(RESTARTS_MAX, RESTARTS_WINDOW_MS)),
@@ -165,6 +179,7 @@ impl Lanes {
             if condition.healthy == condition.wanted {
                 condition.trouble = None;
             }
+            self.backlog.set_lanes(condition.healthy);
         }
         (self.changed)();
     }
@@ -199,14 +214,17 @@ impl Lanes {
     }
 
     fn serve(self: &Arc<Self>, index: u32, mut session: Box<dyn Session>) {
+        // Of this thread alone, on Linux: whoever turns requests away, or answers a probe, must not wait for those who compute.
+        // Where it is not allowed, everything works as well, only less so under load.
+        let _ = rustix::process::setpriority_process(None, LANE_NICENESS);
         let canceller = session.canceller();
         let mut queue = self.queue.reader();
         let mut batch = Vec::new();
         let rows_max = |first: &Job| self.rows_max(first);
         while queue.pop(&mut batch, rows_max) {
-            if !self.batching.delay.is_zero() && batch[0].joins {
-                let end = batch[0].queued_at + self.batching.delay;
-                queue.linger(&mut batch, self.batching.rows_max, end);
+            if !self.settings.delay.is_zero() && batch[0].joins {
+                let end = batch[0].queued_at + self.settings.delay;
+                queue.linger(&mut batch, self.settings.rows_max, end);
             }
             if let Some(culprit) = self.run(session.as_mut(), &canceller, &mut batch) {
                 drop(queue);
@@ -225,10 +243,10 @@ impl Lanes {
             return 1;
         }
         // Whoever waits on purpose wants runs as large as they can be.
-        if self.batching.delay.is_zero() {
-            self.costs.rows_max(first.shape, self.batching.rows_max)
+        if self.settings.delay.is_zero() {
+            self.costs.rows_max(first.shape, self.settings.rows_max)
         } else {
-            self.batching.rows_max
+            self.settings.rows_max
         }
     }
 
@@ -239,6 +257,7 @@ impl Lanes {
             let mut condition = self.condition.lock();
             condition.healthy -= 1;
             condition.coming += 1;
+            self.backlog.set_lanes(condition.healthy);
             condition.trouble = Some(format!("lane {index} panicked and is being replaced"));
         }
         if self.queue.is_closed() {

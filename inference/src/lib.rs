@@ -22,5 +22,6 @@ mod queue;
 pub mod repository;
 pub mod settings;
 pub mod statistics;
+mod sync;
 pub mod tensor;
 pub mod version;

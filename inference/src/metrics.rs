@@ -3,7 +3,7 @@
 //! Labels come from enums and from the repository's names, never from a request. The children of one model version
 //! are resolved once, at load, so that a request pays for no look-up.
 
-use crate::admission::ShedReason;
+use crate::admission::{Class, ShedReason};
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
@@ -79,6 +79,8 @@ pub struct Metrics {
     state: IntGaugeVec,
     lanes: IntGaugeVec,
     queue_depth: IntGaugeVec,
+    wait_seconds: GaugeVec,
+    wait_limit_seconds: GaugeVec,
     in_flight: IntGaugeVec,
     in_flight_total: IntGauge,
     in_flight_bytes: IntGauge,
@@ -144,8 +146,8 @@ impl Metrics {
             )?,
             shed: counters(
                 "balm_shed_total",
-                "Predict requests turned away for load, by the bound that was reached.",
-                &["model", "reason"],
+                "Predict requests turned away for load, by the bound that was reached and by class.",
+                &["model", "reason", "class"],
             )?,
             lane_restarts: counters(
                 "balm_lane_restarts_total",
@@ -182,6 +184,20 @@ impl Metrics {
             queue_depth: gauges(
                 "balm_queue_depth",
                 "Requests that wait for a lane.",
+                &["model", "version"],
+            )?,
+            wait_seconds: GaugeVec::new(
+                Opts::new(
+                    "balm_admission_wait_seconds",
+                    "Time that one more request of the default class would wait for a lane, as admission estimates it.",
+                ),
+                &["model", "version"],
+            )?,
+            wait_limit_seconds: GaugeVec::new(
+                Opts::new(
+                    "balm_admission_wait_limit_seconds",
+                    "Time that a critical request may wait for a lane; beyond it requests are turned away.",
+                ),
                 &["model", "version"],
             )?,
             in_flight: gauges(
@@ -225,6 +241,8 @@ impl Metrics {
             Box::new(self.state.clone()),
             Box::new(self.lanes.clone()),
             Box::new(self.queue_depth.clone()),
+            Box::new(self.wait_seconds.clone()),
+            Box::new(self.wait_limit_seconds.clone()),
             Box::new(self.in_flight.clone()),
             Box::new(self.in_flight_total.clone()),
             Box::new(self.in_flight_bytes.clone()),
@@ -255,9 +273,10 @@ impl Metrics {
 
     /// The counters of turned-away requests of one model, by reason.
     pub fn shed(&self, model: &str) -> ShedCounters {
-        ShedCounters(
-            ShedReason::ALL.map(|reason| self.shed.with_label_values(&[model, reason.as_str()])),
-        )
+        ShedCounters(ShedReason::ALL.map(|reason| {
+            Class::ALL
+                .map(|class| self.shed.with_label_values(&[model, reason.as_str(), class.as_str()]))
+        }))
     }
 
     /// A version was read: `result` is `verified`, `unverified` or `refused`.
@@ -281,12 +300,12 @@ impl Metrics {
 
 /// Counters of turned-away requests of one model.
 #[derive(Clone, Debug)]
-pub struct ShedCounters([IntCounter; ShedReason::ALL.len()]);
+pub struct ShedCounters([[IntCounter; Class::ALL.len()]; ShedReason::ALL.len()]);
 
 impl ShedCounters {
     /// Counts one.
-    pub fn count(&self, reason: ShedReason) {
-        self.0[reason as usize].inc();
+    pub fn count(&self, reason: ShedReason, class: Class) {
+        self.0[reason as usize][class.index()].inc();
     }
 }
 
@@ -322,7 +341,7 @@ mod tests {
         for _ in 0..2 {
             let metrics = Metrics::register(&Registry::new(), true).unwrap();
             metrics.version("iris", 1).count(Outcome::Ok);
-            metrics.shed("iris").count(ShedReason::Bytes);
+            metrics.shed("iris").count(ShedReason::Bytes, Class::Default);
         }
     }
 }

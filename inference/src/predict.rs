@@ -1,6 +1,6 @@
 //! One prediction: from admitted and checked tensors to outputs, or to the one reason why not.
 
-use crate::admission::{Permit, ShedReason};
+use crate::admission::{Class, Permit, Shed};
 use crate::batch::{Shape, same_but_rows};
 use crate::cancel::RunToken;
 use crate::contract::ContractError;
@@ -70,8 +70,8 @@ pub enum PredictError {
     #[error("the model cannot compute these inputs: {0}")]
     InvalidInput(String),
     /// Turned away for load.
-    #[error("{0}")]
-    Shed(ShedReason),
+    #[error(transparent)]
+    Shed(#[from] Shed),
     /// The deadline was over while the request waited or ran.
     #[error("the deadline of {deadline_ms} ms was over while the request {phase}")]
     Deadline {
@@ -172,6 +172,10 @@ impl Entry for Job {
 
     fn rows(&self) -> usize {
         self.rows
+    }
+
+    fn class(&self) -> Class {
+        self.permit.class()
     }
 }
 

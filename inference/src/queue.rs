@@ -1,7 +1,8 @@
 //! The bounded queue between the requests of a model version and its lanes.
 //!
-//! Lanes pull what waits, as many entries at a time as go together in one run ([`Entry::joins`]), in the order of arrival. No
-//! entry waits for another to come. A wake-up costs a system call and a task switch, more than a small model takes to run, so:
+//! Lanes pull what waits, as many entries at a time as go together in one run ([`Entry::joins`]). The more critical class goes
+//! first, but for every twentieth run, which the other classes have so that they do not starve; within a class it is the order of
+//! arrival. No entry waits for another to come. A wake-up costs a system call and a task switch, more than a small model takes to run, so:
 //!
 //! - The lane that slept last is woken first: its weights are still in the caches. (Taking turns cost a model of 90 MB up
 //!   to twice the time of a run.)
@@ -11,6 +12,7 @@
 //!   a run takes is compared with [`WAKE_COST`]. What a run takes is learned, and may be wrong for once, so whoever waits
 //!   calls [`Queue::nudge`] after a millisecond.
 
+use crate::admission::Class;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,7 +40,13 @@ pub(crate) trait Entry {
 
     /// Rows that it adds to a run.
     fn rows(&self) -> usize;
+
+    /// How critical it is.
+    fn class(&self) -> Class;
 }
+
+/// Every so many runs begin with an entry of another class than the most critical that waits.
+const OTHERS_EVERY: u32 = 20;
 
 /// A bounded first-in, first-out queue with blocking readers.
 pub(crate) struct Queue<T> {
@@ -48,7 +56,9 @@ pub(crate) struct Queue<T> {
 }
 
 struct State<T> {
-    waiting: VecDeque<T>,
+    waiting: Waiting<T>,
+    /// When the queue was last empty.
+    empty_at: Instant,
     /// Readers that sleep, the latest on top.
     idle: Vec<Arc<Sleeper>>,
     /// Readers that took an entry and have not come back for another.
@@ -56,6 +66,57 @@ struct State<T> {
     /// Readers that were woken and have not come yet.
     waking: usize,
     closed: bool,
+}
+
+/// Entries by class, the most critical first.
+struct Waiting<T> {
+    lines: [VecDeque<T>; Class::ALL.len()],
+    len: usize,
+    taken: u32,
+}
+
+impl<T> Waiting<T> {
+    fn new() -> Self {
+        Waiting { lines: Class::ALL.map(|_| VecDeque::new()), len: 0, taken: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn drain(&mut self) -> Vec<T> {
+        self.len = 0;
+        self.lines.iter_mut().flat_map(|line| line.drain(..)).collect()
+    }
+}
+
+impl<T: Entry> Waiting<T> {
+    fn push_back(&mut self, entry: T) {
+        self.len += 1;
+        self.lines[entry.class().index()].push_back(entry);
+    }
+
+    fn push_front(&mut self, entry: T) {
+        self.len += 1;
+        self.lines[entry.class().index()].push_front(entry);
+    }
+
+    /// The entry whose turn it is.
+    fn pop_front(&mut self) -> Option<T> {
+        let mut busy = (0..self.lines.len()).filter(|line| !self.lines[*line].is_empty());
+        let first = busy.next()?;
+        let mut turn = first;
+        if let Some(second) = busy.next() {
+            self.taken = self.taken.wrapping_add(1);
+            if self.taken.is_multiple_of(OTHERS_EVERY) {
+                // Each of the others has its turn in time.
+                let others: Vec<usize> = std::iter::once(second).chain(busy).collect();
+                turn = others[(self.taken / OTHERS_EVERY) as usize % others.len()];
+            }
+        }
+        self.len -= 1;
+        self.lines[turn].pop_front()
+    }
 }
 
 struct Sleeper {
@@ -106,7 +167,8 @@ impl<T: Entry> Queue<T> {
     pub(crate) fn new(capacity: usize) -> Self {
         Queue {
             state: Mutex::new(State {
-                waiting: VecDeque::new(),
+                waiting: Waiting::new(),
+                empty_at: Instant::now(),
                 idle: Vec::new(),
                 busy: 0,
                 waking: 0,
@@ -124,8 +186,11 @@ impl<T: Entry> Queue<T> {
             if state.closed {
                 return Err(Refused::Closed(entry));
             }
-            if state.waiting.len() >= self.capacity {
+            if state.waiting.len >= self.capacity {
                 return Err(Refused::Full(entry));
+            }
+            if state.waiting.is_empty() {
+                state.empty_at = Instant::now();
             }
             state.waiting.push_back(entry);
             // Where runs are short, whoever pushed calls `wake_for_burst` when it has nothing else to push.
@@ -149,7 +214,7 @@ impl<T: Entry> Queue<T> {
     /// The sleeper to wake for what waits, if one is needed.
     fn to_wake(&self, state: &mut State<T>) -> Option<Arc<Sleeper>> {
         let awake = state.busy + state.waking;
-        if state.waiting.is_empty() || awake > 0 && self.backlog(state.waiting.len()) <= WAKE_COST {
+        if state.waiting.is_empty() || awake > 0 && self.backlog(state.waiting.len) <= WAKE_COST {
             return None;
         }
         let sleeper = state.idle.pop()?;
@@ -168,7 +233,7 @@ impl<T: Entry> Queue<T> {
         let rows_max = rows_max(&first);
         batch.push(first);
         // Lanes that sleep take their part, unless the rest is done sooner than they are awake.
-        let waiting = state.waiting.len();
+        let waiting = state.waiting.len;
         let shared = state.idle.len() + state.waking;
         let share = if shared == 0 || self.backlog(waiting) <= WAKE_COST {
             waiting
@@ -245,7 +310,7 @@ impl<T> Queue<T> {
     /// Closes, and takes out everything that waits, for its owner to answer.
     pub(crate) fn close_and_drain(&self) -> Vec<T> {
         self.close();
-        self.state.lock().waiting.drain(..).collect()
+        self.state.lock().waiting.drain()
     }
 
     /// Whether entries are taken no more.
@@ -255,7 +320,16 @@ impl<T> Queue<T> {
 
     /// Entries that wait.
     pub(crate) fn len(&self) -> usize {
-        self.state.lock().waiting.len()
+        self.state.lock().waiting.len
+    }
+
+    /// How long the queue has not been empty.
+    pub(crate) fn standing(&self, now: Instant) -> Duration {
+        let state = self.state.lock();
+        if state.waiting.is_empty() {
+            return Duration::ZERO;
+        }
+        now.saturating_duration_since(state.empty_at)
     }
 }
 
@@ -329,22 +403,26 @@ impl<T> Drop for Reader<'_, T> {
 }
 
 /// Moves entries that go with the first of `batch` out of `waiting`: at most `count`, and no more than `rows_max` rows in all.
-fn gather<T: Entry>(waiting: &mut VecDeque<T>, batch: &mut Vec<T>, rows_max: usize, count: usize) {
+fn gather<T: Entry>(waiting: &mut Waiting<T>, batch: &mut Vec<T>, rows_max: usize, count: usize) {
     let mut rows: usize = batch.iter().map(Entry::rows).sum();
     let end = batch.len().saturating_add(count);
-    let mut index = 0;
     let mut looked = 0;
-    while index < waiting.len() && looked < LOOK_MAX && batch.len() < end && rows < rows_max {
-        looked += 1;
-        let fits = waiting[index].rows().saturating_add(rows) <= rows_max;
-        if !fits || !batch[0].joins(&waiting[index]) {
-            index += 1;
-            continue;
+    let Waiting { lines, len, .. } = waiting;
+    for line in lines {
+        let mut index = 0;
+        while index < line.len() && looked < LOOK_MAX && batch.len() < end && rows < rows_max {
+            looked += 1;
+            let fits = line[index].rows().saturating_add(rows) <= rows_max;
+            if !fits || !batch[0].joins(&line[index]) {
+                index += 1;
+                continue;
+            }
+            // At the front, where it is nearly always, this moves nothing.
+            let Some(entry) = line.remove(index) else { return };
+            *len -= 1;
+            rows += entry.rows();
+            batch.push(entry);
         }
-        // At the front, where it is nearly always, this moves nothing.
-        let Some(entry) = waiting.remove(index) else { return };
-        rows += entry.rows();
-        batch.push(entry);
     }
 }
 
@@ -361,6 +439,10 @@ mod tests {
 
         fn rows(&self) -> usize {
             1
+        }
+
+        fn class(&self) -> Class {
+            Class::ALL[*self as usize / 1000 % Class::ALL.len()]
         }
     }
 
@@ -390,6 +472,39 @@ mod tests {
         assert_eq!(waiting(&mut reader, 8), [2]);
         queue.close();
         assert_eq!(waiting(&mut reader, 8), [0; 0]);
+    }
+
+    #[test]
+    fn critical_goes_first_and_the_others_now_and_then() {
+        let queue = Queue::new(256);
+        let mut reader = queue.reader();
+        for round in 0..30 {
+            for class in [3000, 1000, 0] {
+                queue.push(class + round).unwrap();
+            }
+        }
+        let order: Vec<u32> = (0..30).map(|_| waiting(&mut reader, 1)[0] / 1000).collect();
+        assert_eq!(order.iter().filter(|class| **class == 0).count(), 29, "{order:?}");
+        assert_ne!(order[19], 0, "{order:?}");
+        let rest: Vec<u32> = (0..60).map(|_| waiting(&mut reader, 1)[0]).collect();
+        assert_eq!(rest.len(), 60, "nothing is lost");
+        assert!(rest.iter().position(|entry| *entry >= 3000) < Some(40));
+    }
+
+    #[test]
+    fn a_queue_stands_since_it_was_empty() {
+        let queue = Queue::new(8);
+        let mut reader = queue.reader();
+        let later = Instant::now() + Duration::from_secs(1);
+        assert_eq!(queue.standing(later), Duration::ZERO);
+        queue.push(1).unwrap();
+        queue.push(2).unwrap();
+        let standing = queue.standing(later);
+        assert!(standing > Duration::from_millis(900) && standing <= Duration::from_secs(1));
+        waiting(&mut reader, 1);
+        assert!(queue.standing(later) >= standing, "one is left");
+        waiting(&mut reader, 1);
+        assert_eq!(queue.standing(later), Duration::ZERO);
     }
 
     #[test]

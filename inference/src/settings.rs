@@ -19,7 +19,7 @@ pub const SETTINGS_FILE: &str = "model.toml";
 pub const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key of `model.toml`; of `labels` the part that is fixed.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 20] = [
     "description",
     "lanes",
     "versions",
@@ -35,6 +35,7 @@ pub const KEYS: [&str; 19] = [
     "limits.max_batch_rows",
     "limits.max_in_flight",
     "limits.max_queue",
+    "limits.max_wait_ms",
     "batching.enabled",
     "batching.max_rows",
     "batching.max_delay_ms",
@@ -160,6 +161,8 @@ pub struct LimitSettings {
     pub max_in_flight: Option<usize>,
     /// Requests waiting at a time.
     pub max_queue: Option<usize>,
+    /// How long a critical request may wait for a lane; the others less.
+    pub max_wait: Option<Duration>,
 }
 
 /// How requests share runs: table `[batching]`. `None` leaves it to the server.
@@ -325,6 +328,7 @@ fn limits(mut table: Table<'_>) -> LimitSettings {
         max_batch_rows: table.count("max_batch_rows", BATCH_ROWS),
         max_in_flight: table.count("max_in_flight", IN_FLIGHT),
         max_queue: table.count("max_queue", IN_FLIGHT),
+        max_wait: table.integer("max_wait_ms", DEADLINE_MS).map(Duration::from_millis),
     };
     table.finish();
     limits
@@ -382,6 +386,7 @@ mod tests {
             max_batch_rows = 16
             max_in_flight = 8
             max_queue = 32
+            max_wait_ms = 40
             [batching]
             enabled = false
             max_rows = 8
@@ -408,6 +413,7 @@ mod tests {
                 max_batch_rows: Some(16),
                 max_in_flight: Some(8),
                 max_queue: Some(32),
+                max_wait: Some(Duration::from_millis(40)),
             },
             batching: BatchingSettings {
                 enabled: Some(false),
@@ -455,6 +461,7 @@ mod tests {
             ("[limits]\nmax_batch_rows = 0", "limits.max_batch_rows must be an integer from 1"),
             ("[limits]\nmax_in_flight = 0", "limits.max_in_flight must be an integer from 1"),
             ("[limits]\nmax_queue = true", "limits.max_queue must be an integer from 1"),
+            ("[limits]\nmax_wait_ms = 0", "limits.max_wait_ms must be an integer from 1"),
             ("[batching]\nenabled = 1", "batching.enabled must be true or false, found an integer"),
             ("[batching]\nmax_rows = 0", "batching.max_rows must be an integer from 1"),
             ("[batching]\nmax_delay_ms = 1001", "batching.max_delay_ms must be an integer from 0"),

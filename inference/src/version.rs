@@ -1,6 +1,6 @@
 //! One version of a model: where it stands, and what answers for it while it serves.
 
-use crate::admission::{Permit, ShedReason};
+use crate::admission::{Backlog, Class, Permit, Shed, ShedReason};
 use crate::batch::{self, Shape};
 use crate::cancel::RunToken;
 use crate::contract::{Contract, ContractError};
@@ -182,16 +182,17 @@ impl Serving {
         }
     }
 
-    /// Puts a request that was admitted and checked into the queue.
+    /// Puts a request that was admitted and checked into the queue, as one of `class` if the body names one.
     ///
     /// # Errors
-    /// `Deadline` when it is over already, `Shed` when the queue is full, `NotReady` when the lanes have ended.
+    /// `Deadline` when it is over already, `Shed` when it cannot be kept or the queue is full, `NotReady` when the lanes have ended.
     pub fn submit(
         &self,
         inputs: Vec<Tensor>,
         outputs: Vec<usize>,
         deadline: Deadline,
-        permit: Permit,
+        class: Option<Class>,
+        mut permit: Permit,
     ) -> Result<Pending, PredictError> {
         let now = Instant::now();
         if now >= deadline.at {
@@ -202,6 +203,11 @@ impl Serving {
         let common = if self.contract.is_batched() { batch::rows(&inputs) } else { None };
         let rows = common.unwrap_or(1);
         let shape = Shape::of(&inputs, rows);
+        // Only now it is known what the body holds.
+        let row_ns = self.lanes.costs.row_ns(shape);
+        let price = row_ns.map(|ns| Duration::from_nanos(ns.saturating_mul(rows as u64)));
+        permit.change(class.unwrap_or(permit.class()), price);
+        permit.feasible(deadline.at, now)?;
         let job = Job {
             inputs,
             outputs,
@@ -219,12 +225,17 @@ impl Serving {
                 let lanes = Arc::clone(&self.lanes);
                 Ok(Pending { lanes, answer: receiver, token, deadline })
             }
-            Err(Refused::Full(_)) => Err(PredictError::Shed(ShedReason::QueueFull)),
+            Err(Refused::Full(_)) => Err(PredictError::Shed(Shed::new(ShedReason::QueueFull))),
             Err(Refused::Closed(_)) => Err(PredictError::NotReady {
                 model: self.model.clone(),
                 reason: format!("version {} has no lane left or was unloaded", self.version),
             }),
         }
+    }
+
+    /// What waits and runs for this version, as time.
+    pub fn backlog(&self) -> &Arc<Backlog> {
+        &self.lanes.backlog
     }
 
     /// Metrics of this version.

@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by panicking")]
 
-use balm_inference::admission::{Gate, GateLimits};
+use balm_inference::admission::{Ask, Class, Gate, GateLimits};
 use balm_inference::contract::{Contract, Dimension, TensorSpec};
 use balm_inference::datatype::Datatype;
 use balm_inference::effective::ModelDefaults;
@@ -235,11 +235,18 @@ impl House {
     ) -> Result<Pending, PredictError> {
         let model = self.models.model("m")?;
         let serving = model.serving(version)?;
-        let permit = self.models.gate().admit(model.gate(), 8).map_err(PredictError::Shed)?;
+        let deadline = serving.deadline(Instant::now(), Some(allowance));
+        let ask = Ask {
+            class: Class::Default,
+            client: 1,
+            bytes: 8,
+            deadline: deadline.at,
+            now: Instant::now(),
+        };
+        let permit = self.models.gate().admit(model.gate(), serving.backlog(), &ask)?;
         let data = Bytes::copy_from_slice(&command.to_le_bytes());
         let input = Tensor::raw(Datatype::Int64, vec![1], data).unwrap();
-        let deadline = serving.deadline(Instant::now(), Some(allowance));
-        serving.submit(vec![input], vec![0], deadline, permit)
+        serving.submit(vec![input], vec![0], deadline, None, permit)
     }
 
     async fn ask(&self, command: i64) -> Result<Prediction, PredictError> {

@@ -9,12 +9,13 @@ use std::env;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Blocks from here on are mapped, and unmapped when they are freed. Smaller ones stay, as runs want them again and again.
-const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "1048576");
-/// More than this at the end of the heap goes back.
-const TRIM_THRESHOLD: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "16777216");
+const VARIABLE: &str = "GLIBC_TUNABLES";
+/// Blocks of a megabyte and more are mapped, and unmapped when they are freed; more than 16 MB at the end of the heap goes back.
+/// Blocks of a request, which are up to some kilobytes, are kept at hand by each thread.
+const TUNABLES: &str = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.trim_threshold=16777216\
+                        :glibc.malloc.tcache_max=16384:glibc.malloc.tcache_count=64";
 /// Whoever has set one of these has thought about it, or it was us.
-const SETTINGS: [&str; 3] = [MMAP_THRESHOLD.0, TRIM_THRESHOLD.0, "GLIBC_TUNABLES"];
+const SETTINGS: [&str; 3] = [VARIABLE, "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"];
 
 /// Starts this program again under fixed thresholds, unless it runs under some. To be called before anything is opened.
 ///
@@ -26,7 +27,6 @@ pub fn settle() {
     }
     let mut arguments = env::args_os();
     let (Some(name), Ok(program)) = (arguments.next(), env::current_exe()) else { return };
-    let settings = [MMAP_THRESHOLD, TRIM_THRESHOLD];
     // Comes back only if it fails.
-    let _error = Command::new(program).arg0(name).args(arguments).envs(settings).exec();
+    let _error = Command::new(program).arg0(name).args(arguments).env(VARIABLE, TUNABLES).exec();
 }

@@ -11,6 +11,7 @@ use crate::host::Host;
 use crate::http::{self, Bound, HttpMetrics, ListenError, Listening, Sockets};
 use crate::library;
 use crate::management::{Management, ManagementHandle};
+use crate::memory::MemoryLimit;
 use crate::pulse::Pulse;
 use balm_inference::admission::{Gate, GateLimits};
 use balm_inference::effective::ModelDefaults;
@@ -172,10 +173,15 @@ impl App {
             Management::bind(addr).map_err(|source| AppError::Management { addr, source })?;
         let bound = runtime.block_on(Bound::bind(&config.http.addr))?;
         let core = Core::build(&config)?;
+        log_start(&config, host);
         let loader = Loader::start(&core.models)?;
+        let memory = config.admission.memory_limit_bytes;
+        if let Some(limit) = MemoryLimit::find(memory, host.memory_bytes.as_ref()) {
+            limit.watch(core.models.gate()).map_err(AppError::Thread)?;
+        }
         let pulse = Pulse::start().map_err(AppError::Thread)?;
         let engine = core.started()?;
-        log_start(&config, host, &core.models, engine);
+        describe(&core.models, engine);
         Ok(App { config, core, runtime, bound, management, pulse, loader })
     }
 
@@ -264,6 +270,7 @@ impl Served {
             config.repository.readiness.clone(),
             config.repository.control,
             &config.http,
+            config.admission.client_header.clone(),
         );
         let router = http::router(state, config.http.noop_route);
         let listening = bound.listening()?;
@@ -327,11 +334,9 @@ fn cut_short(signal: &str) -> Exit {
     Exit::Interrupted
 }
 
-fn log_start(config: &Config, host: &Host, models: &Models, engine: EngineInfo) {
+fn log_start(config: &Config, host: &Host) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        onnxruntime = %engine.version,
-        library = %engine.library,
         cores = host.cores.value,
         http_threads = config.http.threads,
         lanes = config.defaults.parallelism.lanes,
@@ -339,6 +344,10 @@ fn log_start(config: &Config, host: &Host, models: &Models, engine: EngineInfo) 
         repository = %config.repository.path.display(),
         "starting"
     );
+}
+
+fn describe(models: &Models, engine: EngineInfo) {
+    tracing::info!(version = engine.version, library = engine.library, "ONNX Runtime started");
     models.describe("version", env!("CARGO_PKG_VERSION").to_owned());
     models.describe("onnxruntime", engine.version);
     models.describe("onnxruntime_library", engine.library);

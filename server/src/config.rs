@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs};
 
+use axum::http::HeaderName;
 use balm_inference::engine::RuntimeLogLevel;
 use balm_inference::integrity::Policy;
 use balm_inference::provider::Provider;
@@ -110,6 +111,10 @@ pub struct AdmissionConfig {
     pub max_in_flight_per_model: usize,
     /// Bytes of request bodies held at once; at least one body of the greatest size allowed.
     pub max_bytes_in_flight: u64,
+    /// Header by which clients are told apart for their fair share; none means that their address does.
+    pub client_header: Option<HeaderName>,
+    /// Bytes that this process may hold; none means that the limit of the control group counts, for the whole of it.
+    pub memory_limit_bytes: Option<u64>,
 }
 
 /// `[defaults]`.

@@ -5,6 +5,7 @@
 mod admit;
 mod answer;
 mod body;
+mod client;
 mod control;
 pub mod error;
 mod headers;
@@ -24,7 +25,7 @@ use admit::Admission;
 use axum::Router;
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{Extensions, HeaderMap, StatusCode, Version};
+use axum::http::{Extensions, HeaderMap, HeaderName, StatusCode, Version};
 use axum::middleware;
 use axum::routing::{get, post, post_service};
 use balm_inference::models::Models;
@@ -64,6 +65,8 @@ struct Shared {
     max_body_bytes: usize,
     body_timeout: Duration,
     access_log: bool,
+    /// By which clients are told apart, where it is not their address.
+    client_header: Option<HeaderName>,
 }
 
 impl State {
@@ -74,6 +77,7 @@ impl State {
         readiness: ReadinessPolicy,
         control: bool,
         config: &HttpConfig,
+        client_header: Option<HeaderName>,
     ) -> Self {
         State(Arc::new(Shared {
             models,
@@ -84,6 +88,7 @@ impl State {
             max_body_bytes: config.max_body_bytes,
             body_timeout: config.body_timeout,
             access_log: config.access_log,
+            client_header,
         }))
     }
 }

@@ -13,5 +13,6 @@ pub mod http;
 pub mod library;
 pub mod logs;
 pub mod management;
+pub mod memory;
 pub mod oip;
 pub mod pulse;

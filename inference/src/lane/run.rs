@@ -4,6 +4,7 @@
 //! with it, so the others of its run go back to the queue, to run alone in another.
 
 use super::Lanes;
+use crate::admission::{Shed, ShedReason};
 use crate::batch;
 use crate::cancel::SharedCancel;
 use crate::engine::{Cancel, RunError, RunOutput, Session};
@@ -73,6 +74,7 @@ impl Lanes {
     ) -> Ended {
         let begun = Instant::now();
         self.drop_the_late(batch, begun);
+        self.drop_the_overdue(batch, begun);
         session.rearm();
         self.begin(batch, canceller);
         let Some(first) = batch.first() else { return Ended::Answered };
@@ -127,6 +129,16 @@ impl Lanes {
         }
     }
 
+    /// Answers those that have waited longer than admission meant anybody to.
+    fn drop_the_overdue(&self, batch: &mut Vec<Job>, now: Instant) {
+        let limit = self.backlog.overdue_after(self.queue.standing(now));
+        for job in batch.extract_if(.., |job| now.saturating_duration_since(job.queued_at) > limit)
+        {
+            self.statistics.failed(now - job.queued_at);
+            job.answer(Err(PredictError::Shed(Shed::new(ShedReason::Overdue))));
+        }
+    }
+
     /// From now on a cancel of a job reaches this run, and stops it once nobody waits for it. Leaves out those that nobody waits
     /// for already: their places become free and nothing is computed.
     fn begin(&self, batch: &mut Vec<Job>, canceller: &Arc<dyn Cancel>) {
@@ -171,6 +183,7 @@ impl Lanes {
         if let Some(first) = batch.first() {
             self.costs.learn(first.shape, total_rows, run);
         }
+        self.backlog.learn_run(run);
         self.queue.learn(run / u32::try_from(batch.len()).unwrap_or(u32::MAX).max(1));
         self.metrics.run_seconds.observe(output.infer_time.as_secs_f64());
         self.metrics.batch_rows.observe(total_rows as f64);
@@ -183,6 +196,9 @@ impl Lanes {
         self.statistics.executed(total_rows as u64, timing(Duration::ZERO), unix_ms());
         let now = Instant::now();
         for (job, outputs) in batch.drain(..).zip(parts) {
+            let part = u32::try_from(job.rows).unwrap_or(u32::MAX);
+            let price = run / u32::try_from(total_rows).unwrap_or(u32::MAX).max(1) * part;
+            job.permit.ran(price, run, now);
             let timing = timing(begun - job.queued_at);
             self.metrics.queue_seconds.observe(timing.queue.as_secs_f64());
             if job.token.finish() {

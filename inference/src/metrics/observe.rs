@@ -1,7 +1,7 @@
 //! The gauges that mirror a state rather than count events: set anew at each scrape, so that what is gone is gone.
 
 use super::Metrics;
-use crate::admission::Gate;
+use crate::admission::{Class, Gate};
 use crate::version::Serving;
 use balm_probes::{HealthReport, ModelState};
 
@@ -12,6 +12,8 @@ impl Metrics {
         {
             family.reset();
         }
+        self.wait_seconds.reset();
+        self.wait_limit_seconds.reset();
         if let Some(triton) = &self.triton {
             triton.reset();
         }
@@ -44,6 +46,10 @@ impl Metrics {
         let labels = [serving.model.as_str(), version.as_str()];
         let waiting = serving.queue_depth();
         self.queue_depth.with_label_values(&labels).set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        let backlog = serving.backlog();
+        let wait = backlog.wait(Class::Default).as_secs_f64();
+        self.wait_seconds.with_label_values(&labels).set(wait);
+        self.wait_limit_seconds.with_label_values(&labels).set(backlog.bound().as_secs_f64());
         if let Some(triton) = &self.triton {
             triton.set(&labels, &serving.statistics(), waiting);
         }

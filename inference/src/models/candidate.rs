@@ -1,13 +1,14 @@
 //! The route of a version: discovered → verifying → loading → warming → probing → ready.
 
 use super::{Inner, Model, proof};
+use crate::admission::Patience;
 use crate::effective::EffectiveSettings;
 use crate::engine::{ModelBytes, Session, SessionOptions};
 use crate::golden::{Golden, GoldenCase};
 use crate::integrity::{
     Digest, GOLDEN_FILE, IntegrityError, Progress, ReadOptions, VerifiedModel, read_version,
 };
-use crate::lane::{Batching, Lanes};
+use crate::lane::{LaneSettings, Lanes};
 use crate::settings::ModelSettings;
 use crate::tensor::NamedTensor;
 use crate::version::{LoadTimes, Serving, Version};
@@ -151,7 +152,6 @@ impl Candidate {
         let Proved { session, settings, times, golden, sharing } = proved;
         let (inner, model, version) = (&self.inner, &self.model, &self.version);
         let placement = session.placement().clone();
-        let lanes_wanted = u32::try_from(settings.lanes).unwrap_or(1);
         let rebuild = {
             let (engine, options) = (Arc::clone(&inner.engine), settings.session.clone());
             let (digest, inner) = (verified.digest, Arc::downgrade(inner));
@@ -173,9 +173,16 @@ impl Candidate {
         };
         let lanes = Arc::new(Lanes::new(
             model.name.clone(),
-            lanes_wanted,
-            settings.max_queue,
-            Batching { rows_max: settings.batch_rows, delay: settings.batch_delay },
+            LaneSettings {
+                wanted: u32::try_from(settings.lanes).unwrap_or(1),
+                queue_capacity: settings.max_queue,
+                patience: Patience {
+                    fixed: settings.max_wait,
+                    default_deadline: settings.default_deadline,
+                },
+                rows_max: settings.batch_rows,
+                delay: settings.batch_delay,
+            },
             inner.metrics.version(&model.name, version.number),
             Box::new(rebuild),
             Box::new(changed),

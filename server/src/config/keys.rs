@@ -29,6 +29,14 @@ pub const KEYS: &[Key] = &[
     key("admission.max_in_flight", "requests waiting or running at once, in total"),
     key("admission.max_in_flight_per_model", "requests waiting or running at once, per model"),
     key("admission.max_bytes_in_flight", "bytes of request bodies held at once"),
+    key(
+        "admission.client_header",
+        "header that tells clients apart; without it, their address does",
+    ),
+    key(
+        "admission.memory_limit_bytes",
+        "bytes that this process may hold before it turns requests away",
+    ),
     key("defaults.lanes", "sessions per model, each with a thread of its own"),
     key("defaults.threads", "threads of the engine within one lane"),
     key("defaults.providers", "execution providers, the preferred one first"),

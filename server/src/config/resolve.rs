@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use balm_probes::ReadinessPolicy;
 
 use super::problem::Problems;
@@ -238,6 +239,18 @@ fn admission(
         max_in_flight: usize::try_from(total).unwrap_or(usize::MAX),
         max_in_flight_per_model: usize::try_from(per_model).unwrap_or(usize::MAX),
         max_bytes_in_flight: bytes,
+        client_header: reader.take(
+            "admission.client_header",
+            fixed(None),
+            values::header_name,
+            |name| name.as_ref().map_or("none", HeaderName::as_str).to_owned(),
+        ),
+        memory_limit_bytes: reader.take(
+            "admission.memory_limit_bytes",
+            fixed(None),
+            values::memory_limit,
+            |bytes| bytes.map_or("cgroup".to_owned(), |bytes| bytes.to_string()),
+        ),
     }
 }
 

@@ -174,6 +174,8 @@ fn each_bad_value_is_refused() {
         ("admission.max_in_flight", &["0"], &["0", "inf"]),
         ("admission.max_in_flight_per_model", &["0", "513"], &["-5"]),
         ("admission.max_bytes_in_flight", &["0", "1000"], &["0", "1000"]),
+        ("admission.client_header", &["'no name'", "5"], &["", "a b"]),
+        ("admission.memory_limit_bytes", &["1000", "'all'"], &["-5", "true"]),
         ("defaults.lanes", &["0", "257"], &["0", "all"]),
         ("defaults.threads", &["0", "[1]"], &["0", "1.0"]),
         ("defaults.providers", &["[]", "'cpu'", "['gpu']", "['cpu', 'cpu']"], &["", "cpu,", "gpu"]),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use axum::http::HeaderName;
 use balm_inference::engine::RuntimeLogLevel;
 use balm_inference::integrity::Policy;
 use balm_inference::provider::Provider;
@@ -143,6 +144,27 @@ pub(super) fn providers(raw: &Raw) -> Parsed<Vec<Provider>> {
 
 pub(super) fn show_providers(providers: &[Provider]) -> String {
     providers.iter().map(|provider| provider.name()).collect::<Vec<_>>().join(",")
+}
+
+/// A header's name, or `none`.
+pub(super) fn header_name(raw: &Raw) -> Parsed<Option<HeaderName>> {
+    const EXPECTED: &str = "the name of a header, such as x-client-id, or none";
+    match text(raw, EXPECTED)? {
+        "none" => Ok(None),
+        name => HeaderName::from_bytes(name.as_bytes()).map(Some).map_err(|_| EXPECTED.to_owned()),
+    }
+}
+
+/// A number of bytes, or `cgroup` for what leaving it out means.
+pub(super) fn memory_limit(raw: &Raw) -> Parsed<Option<u64>> {
+    const EXPECTED: &str = "cgroup, or a number of bytes from 16777216 on";
+    let bytes = match raw {
+        Raw::Untyped(word) | Raw::Text(word) if word == "cgroup" => return Ok(None),
+        Raw::Untyped(digits) => digits.parse().ok(),
+        Raw::Integer(Some(number)) => u64::try_from(*number).ok(),
+        _ => None,
+    };
+    bytes.filter(|bytes| *bytes >= 1 << 24).map(Some).ok_or_else(|| EXPECTED.to_owned())
 }
 
 /// `cpu`, or `none` for what leaving it out means.

@@ -6,13 +6,15 @@
 //! like a full server.)
 
 use super::State;
+use super::client::{client, requested_class};
 use super::error::ApiError;
 use super::headers::requested_deadline;
 use super::observe::{Arrived, RequestId};
 use super::upload;
 use axum::body::Body;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, header};
-use balm_inference::admission::Permit;
+use balm_inference::admission::{Ask, Class, Permit};
 use balm_inference::metrics::Outcome;
 use balm_inference::models::Model;
 use balm_inference::predict::PredictError;
@@ -38,6 +40,8 @@ pub(super) struct Admitted {
     pub(super) permit: Permit,
     /// Deadline that the headers ask for; the body may ask for a shorter one.
     pub(super) deadline: Option<Duration>,
+    /// Class that the headers claim; where they say nothing, the body may.
+    pub(super) class: Option<Class>,
     pub(super) arrived: Instant,
 }
 
@@ -75,7 +79,7 @@ where
             .extensions
             .get::<Arrived>()
             .map_or_else(Instant::now, |Arrived(arrived)| *arrived);
-        let decision = decide(&self.state, parts.uri.path(), &parts.headers);
+        let decision = decide(&self.state, &parts, arrived);
         let mut inner = self.inner.clone();
         Box::pin(async move {
             let place = match decision {
@@ -94,10 +98,16 @@ where
                     return Ok(answer);
                 }
             };
-            let Place { model, serving, permit, deadline } = place;
-            let mut tally = Tally { model, serving: Arc::clone(&serving), arrived, ended: None };
-            let admitted =
-                Admitted { headers: parts.headers, body, serving, permit, deadline, arrived };
+            let Place { model, serving, permit, deadline, class } = place;
+            let mut tally = Tally {
+                model,
+                serving: Arc::clone(&serving),
+                class: permit.class(),
+                arrived,
+                ended: None,
+            };
+            let headers = parts.headers;
+            let admitted = Admitted { headers, body, serving, permit, deadline, class, arrived };
             Ok(match inner.call(admitted).await {
                 Ok(response) => {
                     tally.end(Outcome::Ok);
@@ -119,11 +129,13 @@ struct Place {
     serving: Arc<Serving>,
     permit: Permit,
     deadline: Option<Duration>,
+    class: Option<Class>,
 }
 
 /// The decision, O(1), from the head of the request alone.
-fn decide(state: &State, path: &str, headers: &HeaderMap) -> Result<Place, ApiError> {
-    let target = Target::of(path)?;
+fn decide(state: &State, parts: &Parts, arrived: Instant) -> Result<Place, ApiError> {
+    let headers = &parts.headers;
+    let target = Target::of(parts.uri.path())?;
     let model = state.0.models.model(&target.model)?;
     let serving = model.serving(target.version.as_deref()).inspect_err(|error| {
         if matches!(error, PredictError::NotReady { .. }) {
@@ -140,12 +152,20 @@ fn decide(state: &State, path: &str, headers: &HeaderMap) -> Result<Place, ApiEr
     if let Some(found) = bytes.filter(|found| *found > limit) {
         return Err(refused(ApiError::BodyTooLarge { found: found.to_string(), limit }));
     }
-    let admission = state.0.models.gate().admit(model.gate(), bytes.unwrap_or(UNANNOUNCED_BYTES));
-    let permit = admission.map_err(|reason| {
-        model.shed().count(reason);
-        refused(ApiError::Predict(PredictError::Shed(reason)))
+    let class = requested_class(headers).map_err(refused)?;
+    let ask = Ask {
+        class: class.unwrap_or_default(),
+        client: client(parts, state.0.client_header.as_ref()),
+        bytes: bytes.unwrap_or(UNANNOUNCED_BYTES),
+        deadline: serving.deadline(arrived, deadline).at,
+        now: Instant::now(),
+    };
+    let admission = state.0.models.gate().admit(model.gate(), serving.backlog(), &ask);
+    let permit = admission.map_err(|shed| {
+        model.shed().count(shed.reason, ask.class);
+        refused(ApiError::Predict(PredictError::Shed(shed)))
     })?;
-    Ok(Place { model, serving, permit, deadline })
+    Ok(Place { model, serving, permit, deadline, class })
 }
 
 /// `Content-Length`; hyper has refused what is no number already.
@@ -197,6 +217,7 @@ fn decoded(part: &str) -> Result<Cow<'_, str>, ApiError> {
 struct Tally {
     model: Arc<Model>,
     serving: Arc<Serving>,
+    class: Class,
     arrived: Instant,
     ended: Option<Outcome>,
 }
@@ -209,7 +230,9 @@ impl Tally {
     /// Says what a person on call should know, once, where the request ends.
     fn explain(&self, error: &ApiError, id: Option<&RequestId>) {
         match error {
-            ApiError::Predict(PredictError::Shed(reason)) => self.model.shed().count(*reason),
+            ApiError::Predict(PredictError::Shed(shed)) => {
+                self.model.shed().count(shed.reason, self.class);
+            }
             _ if error.outcome() == Outcome::Failed => tracing::error!(
                 model = %self.serving.model,
                 version = self.serving.version,

@@ -5,12 +5,14 @@ use crate::oip::{CodecError, ErrorKind};
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
-use balm_inference::admission::ShedReason;
+use balm_inference::admission::{RETRY_AFTER_MAX_S, Shed, ShedReason};
 use balm_inference::metrics::Outcome;
 use balm_inference::models::ControlError;
 use balm_inference::predict::PredictError;
+use bytes::Bytes;
 use serde::Serialize;
 use std::any::Any;
+use std::sync::LazyLock;
 
 /// Header that says which bound turned a request away.
 pub const SHED_REASON: HeaderName = HeaderName::from_static("x-shed-reason");
@@ -95,7 +97,11 @@ impl ApiError {
                 }
                 PredictError::Contract(_) => (S::BAD_REQUEST, "contract", O::BadRequest),
                 PredictError::InvalidInput(_) => (S::BAD_REQUEST, "invalid_input", O::BadRequest),
-                PredictError::Shed(_) => (S::SERVICE_UNAVAILABLE, "overloaded", O::Shed),
+                PredictError::Shed(shed) => match shed.reason {
+                    ShedReason::ClientShare => (S::TOO_MANY_REQUESTS, "client_share", O::Shed),
+                    ShedReason::Infeasible => (S::GATEWAY_TIMEOUT, "infeasible", O::Shed),
+                    _ => (S::SERVICE_UNAVAILABLE, "overloaded", O::Shed),
+                },
                 PredictError::Deadline { .. } => (S::GATEWAY_TIMEOUT, "deadline", O::Deadline),
                 PredictError::LaneLost => (S::INTERNAL_SERVER_ERROR, "lane_lost", O::Failed),
                 PredictError::Runtime(_) => (S::INTERNAL_SERVER_ERROR, "runtime", O::Failed),
@@ -134,16 +140,12 @@ impl ApiError {
         self.face().outcome
     }
 
-    fn shed_reason(&self) -> Option<ShedReason> {
-        match self {
-            ApiError::Predict(PredictError::Shed(reason)) => Some(*reason),
-            _ => None,
-        }
-    }
-
     /// The answer, with the request's id in it.
     pub(super) fn answer(&self, request_id: Option<&RequestId>) -> Response<Body> {
         let face = self.face();
+        if let ApiError::Predict(PredictError::Shed(shed)) = self {
+            return shed_answer(&face, *shed, request_id);
+        }
         let mut response = json_error(
             face.status,
             face.code,
@@ -151,9 +153,6 @@ impl ApiError {
             request_id.map(RequestId::as_str),
         );
         let headers = response.headers_mut();
-        if let Some(reason) = self.shed_reason() {
-            headers.insert(SHED_REASON, HeaderValue::from_static(reason.as_str()));
-        }
         if matches!(face.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -171,6 +170,40 @@ impl ApiError {
     }
 }
 
+/// The answer to a request that was turned away. There may be ten of them for each that is served, so but for the request's id
+/// nothing is written anew.
+fn shed_answer(face: &Face, shed: Shed, request_id: Option<&RequestId>) -> Response<Body> {
+    static BODIES: LazyLock<[Bytes; ShedReason::ALL.len()]> = LazyLock::new(|| {
+        ShedReason::ALL.map(|reason| {
+            let error = ApiError::Predict(PredictError::Shed(Shed::new(reason)));
+            body(error.face().code, reason.sentence(), None)
+        })
+    });
+    static SECONDS: LazyLock<Vec<HeaderValue>> =
+        LazyLock::new(|| (0..=RETRY_AFTER_MAX_S).map(|s| u16::from(s).into()).collect());
+    let ready = &BODIES[shed.reason as usize];
+    // An id that JSON would have to escape stands in its header alone.
+    let id = request_id.map(RequestId::as_str).filter(|id| !id.contains(['"', '\\']));
+    let body = match (id, ready.strip_suffix(b"}")) {
+        (Some(id), Some(open)) => {
+            [open, b",\"request_id\":\"", id.as_bytes(), b"\"}"].concat().into()
+        }
+        _ => ready.clone(),
+    };
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = face.status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(SHED_REASON, HeaderValue::from_static(shed.reason.as_str()));
+    // Who was late, or wants too much at once, need not wait for the server.
+    if shed.reason != ShedReason::Infeasible
+        && let Some(seconds) = SECONDS.get(usize::from(shed.retry_after_s))
+    {
+        headers.insert(header::RETRY_AFTER, seconds.clone());
+    }
+    response
+}
+
 #[derive(Serialize)]
 struct ErrorBody<'a> {
     error: &'a str,
@@ -186,14 +219,18 @@ pub(super) fn json_error(
     message: &str,
     request_id: Option<&str>,
 ) -> Response<Body> {
-    let body = serde_json::to_vec(&ErrorBody { error: message, code, request_id })
-        .unwrap_or_else(|_| br#"{"error":"the error could not be written"}"#.to_vec());
-    let mut response = Response::new(Body::from(body));
+    let mut response = Response::new(Body::from(body(code, message, request_id)));
     *response.status_mut() = status;
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+fn body(code: &str, message: &str, request_id: Option<&str>) -> Bytes {
+    serde_json::to_vec(&ErrorBody { error: message, code, request_id })
+        .unwrap_or_else(|_| br#"{"error":"the error could not be written"}"#.to_vec())
+        .into()
 }
 
 /// An unknown path.

@@ -11,7 +11,7 @@ use crate::oip::request::{HEADER_LENGTH, InferRequest, RawInput, decode_infer};
 use crate::oip::response::check_output;
 use axum::body::Body;
 use axum::http::{HeaderMap, Response, header};
-use balm_inference::admission::Permit;
+use balm_inference::admission::{Class, Permit};
 use balm_inference::predict::{Deadline, PredictError, Prediction};
 use balm_inference::tensor::{NamedTensor, Tensor};
 use balm_inference::version::Serving;
@@ -53,13 +53,14 @@ impl Service<Admitted> for Infer {
 struct Prepared {
     inputs: Vec<Tensor>,
     timeout: Option<Duration>,
+    priority: Option<u64>,
     form: Form,
     /// Bytes of the body once decompressed.
     bytes: u64,
 }
 
 async fn infer(state: State, admitted: Admitted) -> Result<Response<Body>, ApiError> {
-    let Admitted { headers, body, serving, mut permit, deadline, arrived } = admitted;
+    let Admitted { headers, body, serving, mut permit, deadline, class, arrived } = admitted;
     let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
     let body = read(&state, &serving, body, &mut permit, limit).await?;
     let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
@@ -69,12 +70,15 @@ async fn infer(state: State, admitted: Admitted) -> Result<Response<Body>, ApiEr
         let header_length = text(&headers, HEADER_LENGTH)?;
         move || prepare(&serving, &body, encoding.as_deref(), header_length.as_deref())
     };
-    let Prepared { inputs, timeout, form, bytes } = body::offload(size, decoding).await??;
+    let Prepared { inputs, timeout, priority, form, bytes } =
+        body::offload(size, decoding).await??;
     if let Some(more) = bytes.checked_sub(permit.bytes()) {
         permit.reserve(more).map_err(PredictError::Shed)?;
     }
     let deadline = serving.deadline(arrived, shorter(deadline, timeout));
-    let prediction = run(&serving, inputs, form.selected.clone(), deadline, permit).await?;
+    // What stands in the head was the ground of admission and holds.
+    let class = class.or(priority.map(Class::of_priority));
+    let prediction = run(&serving, inputs, form.selected.clone(), deadline, class, permit).await?;
     answer::infer(&serving, prediction, form).await
 }
 
@@ -84,9 +88,10 @@ pub(super) async fn run(
     inputs: Vec<Tensor>,
     outputs: Vec<usize>,
     deadline: Deadline,
+    class: Option<Class>,
     permit: Permit,
 ) -> Result<Prediction, ApiError> {
-    Ok(serving.submit(inputs, outputs, deadline, permit)?.wait().await?)
+    Ok(serving.submit(inputs, outputs, deadline, class, permit)?.wait().await?)
 }
 
 /// Reads the body under the model's bounds.
@@ -151,6 +156,7 @@ fn prepare(
         inputs,
         // Triton's clients send 0 for "none".
         timeout: parameters.timeout_us.filter(|us| *us > 0).map(Duration::from_micros),
+        priority: parameters.priority,
         form: Form { selected, requested, default_binary, id },
         bytes: body.len() as u64,
     })

@@ -48,7 +48,7 @@ impl Service<Admitted> for PredictV1 {
 }
 
 async fn predict(state: State, admitted: Admitted) -> Result<Response<Body>, ApiError> {
-    let Admitted { headers, body, serving, mut permit, deadline, arrived } = admitted;
+    let Admitted { headers, body, serving, mut permit, deadline, class, arrived } = admitted;
     let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
     let body = read(&state, &serving, body, &mut permit, limit).await?;
     let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
@@ -63,7 +63,7 @@ async fn predict(state: State, admitted: Admitted) -> Result<Response<Body>, Api
     }
     let deadline = serving.deadline(arrived, deadline);
     let all: Vec<usize> = (0..serving.contract.outputs.len()).collect();
-    let prediction = run(&serving, inputs, all, deadline, permit).await?;
+    let prediction = run(&serving, inputs, all, deadline, class, permit).await?;
     let size = prediction.outputs.iter().map(Tensor::byte_size).sum();
     let encoding = {
         let serving = Arc::clone(&serving);

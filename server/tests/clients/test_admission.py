@@ -92,7 +92,7 @@ def held(server: Server) -> Iterator[Held]:
 
 def shed(server: Server, model: str, reason: str) -> float:
     """How many were turned away for it."""
-    return server.metrics().one("balm_shed_total", model=model, reason=reason)
+    return server.metrics().one("balm_shed_total", model=model, reason=reason, **{"class": "default"})
 
 
 def turned_away(server: Server, model: str, headers: dict[str, object], body: bytes = b"") -> Answer:
