@@ -5,6 +5,7 @@
 
 pub mod admission;
 mod cancel;
+pub mod clip;
 pub mod contract;
 pub mod datatype;
 pub mod effective;
