@@ -13,4 +13,5 @@ pub mod library;
 pub mod logs;
 pub mod management;
 pub mod oip;
+pub mod panics;
 pub mod pulse;
