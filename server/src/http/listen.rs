@@ -29,6 +29,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use unix::{OwnFile, remove_stale};
 
+/// Connections that the kernel keeps until they are accepted, where it allows as many. One that it drops is tried again
+/// by its client only after a second.
+const BACKLOG: i32 = 4096;
 /// After a failed accept, for example for want of file descriptors, the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -77,7 +80,11 @@ impl Bound {
     pub async fn bind(addr: &ListenAddr) -> Result<Self, ListenError> {
         let failed = |source| ListenError { addr: addr.to_string(), source };
         let socket = match addr {
-            ListenAddr::Tcp(addr) => Socket::Tcp(TcpListener::bind(addr).await.map_err(failed)?),
+            ListenAddr::Tcp(addr) => {
+                let listener = TcpListener::bind(addr).await.map_err(failed)?;
+                rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
+                Socket::Tcp(listener)
+            }
             ListenAddr::Unix(path) => {
                 remove_stale(path).await.map_err(failed)?;
                 let listener = UnixListener::bind(path).map_err(failed)?;

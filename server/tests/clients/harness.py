@@ -534,6 +534,11 @@ class Server:
                 return int(line.split()[1]) * 1024
         raise AssertionError("no VmHWM")
 
+    def cpu_seconds(self) -> float:
+        """Processor time that the process has used. (The metric counts whole seconds.)"""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def closed(self, reason: str) -> float:
         """Connections that the server ended for it."""
         return self.metrics().one("balm_http_connections_closed_total", reason=reason)

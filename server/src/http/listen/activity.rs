@@ -206,8 +206,11 @@ impl Activity {
         self.unread.store(true, Ordering::Relaxed);
     }
 
-    /// Something about a request that ends a connection of HTTP/1.
+    /// Something about a request that ends its connection. (Over HTTP/2 it ends the stream alone.)
     pub(super) fn fault(&self, reason: Reason) {
+        if self.http2.load(Ordering::Relaxed) {
+            return;
+        }
         self.fault.store(reason as u8 + 1, Ordering::Relaxed);
     }
 

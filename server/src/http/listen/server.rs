@@ -40,8 +40,10 @@ const H2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSERS_MAX: usize = 256;
 /// How long a new connection waits for the place of one that was asked to go.
 const ROOM_WAIT: Duration = Duration::from_millis(250);
-/// How long an orderly end may take that the server has chosen.
+/// How long an orderly end may take that the server has chosen,
 const GOODBYE_WAIT: Duration = Duration::from_secs(1);
+/// and how long where another connection waits for the place.
+const EVICTION_WAIT: Duration = Duration::from_millis(100);
 /// How long a connection beyond the bound may take to be told so.
 const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 
@@ -250,7 +252,9 @@ impl Shared {
                         // HTTP/2 says goodbye, HTTP/1 just closes.
                         activity.hush();
                         connection.as_mut().graceful_shutdown();
-                        let _ = timeout(GOODBYE_WAIT, connection).await;
+                        let evicted = reason == Some(Reason::Evicted);
+                        let wait = if evicted { EVICTION_WAIT } else { GOODBYE_WAIT };
+                        let _ = timeout(wait, connection).await;
                     }
                     return reason;
                 }
