@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -67,8 +68,16 @@ def upload(server: Server, size: int, headers: dict[str, object], sent: int | No
     """The answer to a body of which `sent` bytes are sent, all of them before anything is read."""
     with Wire(server.http, timeout_s=15) as wire:
         wire.head("POST", LOOP, {"Content-Length": size} | headers)
-        wire.send(bytes(size if sent is None else sent))
+        # Most clients give up at a reset, and never look for an answer that may lie there all the same.
+        wire.socket.sendall(bytes(size if sent is None else sent))
         return wire.answer()
+
+
+def upload_all_the_same(server: Server) -> Answer | None:
+    """The answer to the largest body, if there is one."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        return upload(server, LARGEST, {})
+    return None
 
 
 def test_each_of_many_refused_uploads_reads_why(shedding: Server) -> None:
@@ -84,8 +93,8 @@ def test_each_of_many_refused_uploads_reads_why(shedding: Server) -> None:
         assert all(is_shed(answer) for answer in all_at_once(LARGEST, {"Expect": "100-continue"}, sent=0))
         assert all(is_shed(answer) for answer in all_at_once(600_000, {})), "an image as a tensor"
         # Nobody promises these an answer: reading all that they send would be the overload that they are refused for.
-        largest = all_at_once(LARGEST, {})
-        assert all(answer is None or is_shed(answer) for answer in largest)
+        largest = [pool.submit(upload_all_the_same, shedding) for _ in range(CLIENTS)]
+        assert all(answer is None or is_shed(answer) for answer in (each.result() for each in largest))
     assert shedding.peak_memory() - before < 64 * MIB, "of a gibibyte that was sent"
 
 
@@ -96,10 +105,12 @@ def test_a_client_that_goes_on_sending_after_the_answer_reads_it(shedding: Serve
         wire.send(bytes(20_000))
         # Longer than the server waits for the rest of a small body before it answers.
         time.sleep(0.2)
-        wire.send(bytes(20_000))
+        for _ in range(20):
+            wire.socket.sendall(bytes(1000))
+            time.sleep(0.01)
         answer = wire.answer()
         assert is_shed(answer) and answer and answer.headers["Connection"] == "close"
-        assert wire.socket.recv(1) == b"", "it closes, as it said, and does not reset"
+        assert wire.socket.recv(1) == b"", "it closes, as it said"
     shedding.wait_for(lambda: shedding.closed("unread_body") == before + 1, "it is counted")
 
 

@@ -33,16 +33,18 @@ impl Spares {
         any
     }
 
-    fn join(self: &Arc<Self>) -> Spare {
+    fn join(self: &Arc<Self>, since: u64) -> Spare {
         self.count.fetch_add(1, Ordering::AcqRel);
         let asked = Box::pin(Arc::clone(&self.asked).notified_owned());
-        Spare { asked, spares: Arc::clone(self) }
+        Spare { asked, since, spares: Arc::clone(self) }
     }
 }
 
 /// A place among the [`Spares`]. Who was asked and has a request by then passes the question on.
 struct Spare {
     asked: Pin<Box<OwnedNotified>>,
+    /// From when on it was spare. A request may come and go between two looks, and then this is over.
+    since: u64,
     spares: Arc<Spares>,
 }
 
@@ -72,14 +74,11 @@ impl Patience {
         loop {
             let due = self.activity.due(&self.limits);
             let spare_at = self.activity.spare_at();
-            match (&mut self.spare, spare_at) {
-                (Some(spare), Some(_)) => {
-                    if spare.asked.as_mut().poll(context).is_ready() {
-                        return Poll::Ready(Some(Reason::Evicted));
-                    }
-                }
-                (spare, None) => *spare = None,
-                (None, Some(_)) => {}
+            self.spare = self.spare.take().filter(|spare| spare_at == Some(spare.since));
+            if let Some(spare) = &mut self.spare
+                && spare.asked.as_mut().poll(context).is_ready()
+            {
+                return Poll::Ready(Some(Reason::Evicted));
             }
             let spare_at = spare_at.filter(|_| self.spare.is_none());
             let next = match (due.map(|due| due.at), spare_at) {
@@ -97,8 +96,8 @@ impl Patience {
             if let Some(due) = due.filter(|due| due.at <= now) {
                 return Poll::Ready(due.reason);
             }
-            if spare_at.is_some_and(|at| at <= now) {
-                self.spare = Some(self.spares.join());
+            if let Some(since) = spare_at.filter(|at| *at <= now) {
+                self.spare = Some(self.spares.join(since));
             }
             // Set for later than anything can be; the next turn of the loop brings it nearer.
             let later = next.filter(|next| *next > now);
@@ -183,6 +182,19 @@ mod tests {
         assert_eq!(end(&mut second).await.0, Some(Reason::Evicted));
         drop((second, request));
         wait(&mut third, 1).await;
+        assert_eq!(spares.count.load(Ordering::Acquire), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_between_two_looks_counts() {
+        let spares: Arc<Spares> = Arc::default();
+        let (activity, mut patience) = patience(&spares);
+        wait(&mut patience, 2).await;
+        assert_eq!(spares.count.load(Ordering::Acquire), 1);
+        drop(activity.open(Version::HTTP_11));
+        let looked = poll_fn(|context| Poll::Ready(patience.poll(context))).await;
+        assert_eq!((looked, spares.count.load(Ordering::Acquire)), (Poll::Pending, 0));
+        wait(&mut patience, 2).await;
         assert_eq!(spares.count.load(Ordering::Acquire), 1);
     }
 }

@@ -24,7 +24,7 @@ const H2_PIECE: usize = 64 * 1024;
 pub struct BodyPace {
     /// Time for a whole body, from the first wait for it.
     pub timeout: Duration,
-    /// Bytes a second, on average, once [`GRACE`] is over; 0 asks for nothing.
+    /// Bytes a second, on average, after a grace of three seconds; 0 asks for nothing.
     pub min_bytes_per_s: u64,
 }
 
@@ -223,10 +223,13 @@ impl HttpBody for Answer {
 mod tests {
     use super::*;
     use http_body_util::BodyExt;
-    use tokio::sync::mpsc;
+    use std::collections::VecDeque;
 
-    /// A body of pieces that come when the test sends them.
-    struct Pieces(mpsc::Receiver<Bytes>);
+    /// A body whose pieces come a second after one another.
+    struct Pieces {
+        sizes: VecDeque<usize>,
+        next: Pin<Box<Sleep>>,
+    }
 
     impl HttpBody for Pieces {
         type Data = Bytes;
@@ -236,28 +239,28 @@ mod tests {
             mut self: Pin<&mut Self>,
             context: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-            self.0.poll_recv(context).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+            if self.sizes.is_empty() {
+                return Poll::Ready(None);
+            }
+            ready!(self.next.as_mut().poll(context));
+            let next = self.next.deadline() + Duration::from_secs(1);
+            self.next.as_mut().reset(next);
+            let size = self.sizes.pop_front();
+            Poll::Ready(size.map(|size| Ok(Frame::data(Bytes::from(vec![0; size])))))
         }
     }
 
     const PACE: BodyPace = BodyPace { timeout: Duration::from_secs(10), min_bytes_per_s: 1000 };
 
-    /// Sends `sizes`, a second after one another; how the body ended, when, and the word for it.
+    /// How a body of such pieces ended, after how many milliseconds, and what its connection knows of it.
     async fn receive(
         pace: BodyPace,
         sizes: Vec<usize>,
     ) -> (Result<u64, BodyFault>, u64, Arc<Activity>) {
-        let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(async move {
-            for size in sizes {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                if sender.send(Bytes::from(vec![0; size])).await.is_err() {
-                    return;
-                }
-            }
-        });
+        let next = Box::pin(sleep_until(Instant::now() + Duration::from_secs(1)));
+        let pieces = Pieces { sizes: sizes.into(), next };
         let activity = Activity::new();
-        let mut body = RequestBody::new(Pieces(receiver), &activity, pace);
+        let mut body = RequestBody::new(pieces, &activity, pace);
         let mut length = 0;
         let result = loop {
             match body.frame().await {
