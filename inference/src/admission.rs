@@ -13,7 +13,7 @@ mod class;
 mod clients;
 mod estimate;
 #[cfg(all(test, feature = "loom"))]
-mod loom;
+mod schedules;
 mod shed;
 
 pub use backlog::{Backlog, Patience};

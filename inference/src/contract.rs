@@ -2,6 +2,7 @@
 //!
 //! The check comes before the queue: bad input never costs a lane. It is pure, and names the field.
 
+use crate::clip::clipped;
 use crate::datatype::Datatype;
 use crate::tensor::{NamedTensor, Tensor};
 use std::fmt;
@@ -263,11 +264,6 @@ fn check_strings(spec: &TensorSpec, tensor: &Tensor) -> Result<(), ContractError
         return Err(ContractError::StringElement { name: spec.name.clone(), index, problem });
     }
     Ok(())
-}
-
-/// Text of a name that a client sent, short enough for an error message.
-fn clipped(name: &str) -> String {
-    name.chars().take(128).collect()
 }
 
 fn names(specs: &[TensorSpec]) -> String {

@@ -3,6 +3,7 @@
 //! The protocol's names are what clients send; the ONNX numbers are what a model file holds. Both tables
 //! stand here and nowhere else.
 
+use crate::clip::clipped;
 use std::fmt;
 use std::str::FromStr;
 
@@ -135,7 +136,7 @@ impl FromStr for Datatype {
         Datatype::ALL
             .into_iter()
             .find(|datatype| datatype.name() == name)
-            .ok_or_else(|| UnknownDatatype(name.chars().take(64).collect()))
+            .ok_or_else(|| UnknownDatatype(clipped(name)))
     }
 }
 

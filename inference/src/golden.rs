@@ -14,8 +14,8 @@ mod compare;
 
 pub use compare::{Mismatch, matches};
 
+use crate::clip::clipped;
 use crate::datatype::Datatype;
-use crate::integrity::clipped;
 use crate::tensor::{NamedTensor, Tensor};
 use bytes::Bytes;
 use half::{bf16, f16};

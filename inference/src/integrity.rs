@@ -24,8 +24,9 @@ pub use version::read_version;
 pub use write::write_manifest;
 
 pub(crate) use beneath::OpenError;
-pub(crate) use manifest::{clipped, name_problem};
+pub(crate) use manifest::name_problem;
 
+use crate::clip::clipped;
 use crate::onnx_graph::{GraphFacts, GraphLimits};
 use std::collections::BTreeMap;
 use std::fmt;

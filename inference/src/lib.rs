@@ -6,6 +6,7 @@
 pub mod admission;
 mod batch;
 mod cancel;
+pub mod clip;
 pub mod contract;
 pub mod datatype;
 pub mod effective;

@@ -78,6 +78,7 @@ pub struct Metrics {
     integrity: IntCounterVec,
     state: IntGaugeVec,
     lanes: IntGaugeVec,
+    lane_threads: IntGaugeVec,
     queue_depth: IntGaugeVec,
     wait_seconds: GaugeVec,
     wait_limit_seconds: GaugeVec,
@@ -181,6 +182,11 @@ impl Metrics {
                 "Lanes of a model version: as configured, and as many as would take a request now.",
                 &["model", "version", "kind"],
             )?,
+            lane_threads: gauges(
+                "balm_model_lane_threads",
+                "Threads that the runtime uses within each lane of a model version.",
+                &["model", "version"],
+            )?,
             queue_depth: gauges(
                 "balm_queue_depth",
                 "Requests that wait for a lane.",
@@ -240,6 +246,7 @@ impl Metrics {
             Box::new(self.integrity.clone()),
             Box::new(self.state.clone()),
             Box::new(self.lanes.clone()),
+            Box::new(self.lane_threads.clone()),
             Box::new(self.queue_depth.clone()),
             Box::new(self.wait_seconds.clone()),
             Box::new(self.wait_limit_seconds.clone()),

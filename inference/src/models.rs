@@ -10,6 +10,7 @@ mod observe;
 mod proof;
 
 use crate::admission::{Gate, ModelGate};
+use crate::clip::clipped;
 use crate::effective::ModelDefaults;
 use crate::engine::Engine;
 use crate::integrity::Policy;
@@ -132,16 +133,13 @@ impl Models {
             if self.0.report.load().server == ServerPhase::Starting {
                 // It may well be there in a moment.
                 return PredictError::NotReady {
-                    model: name.chars().take(128).collect(),
+                    model: clipped(name),
                     reason: "the server is starting".to_owned(),
                 };
             }
             let mut known: Vec<&str> = table.keys().map(String::as_str).collect();
             known.sort_unstable();
-            PredictError::UnknownModel {
-                name: name.chars().take(128).collect(),
-                known: list(&known),
-            }
+            PredictError::UnknownModel { name: clipped(name), known: list(&known) }
         })
     }
 
@@ -257,7 +255,7 @@ impl Model {
                 versions.iter().map(|version| version.number.to_string()).collect();
             return Err(PredictError::UnknownVersion {
                 model: self.name.clone(),
-                version: asked.chars().take(32).collect(),
+                version: clipped(asked),
                 known: if known.is_empty() { "none".to_owned() } else { known.join(", ") },
             });
         };

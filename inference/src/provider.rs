@@ -1,6 +1,6 @@
 //! Execution providers: what a session computes on.
 
-use crate::integrity::clipped;
+use crate::clip::clipped;
 use std::fmt;
 use std::str::FromStr;
 

@@ -14,7 +14,8 @@
 //! declared and does not serve must show. Hidden entries (Kubernetes' `..data` among them) and plain files
 //! are passed over.
 
-use crate::integrity::{FileKind, IntegrityError, OpenError, RootDir, clipped};
+use crate::clip::clipped;
+use crate::integrity::{FileKind, IntegrityError, OpenError, RootDir};
 use crate::settings::{ModelSettings, SETTINGS_BYTES_MAX, SETTINGS_FILE, SettingsError};
 use rustix::fs::FileType;
 use std::ffi::OsString;

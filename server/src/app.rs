@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::health::Health;
 use crate::host::Host;
-use crate::http::{self, Bound, HttpMetrics, ListenError, Listening, Sockets};
+use crate::http::{self, BodyPace, Bound, HttpMetrics, ListenError, Listening, Sockets};
 use crate::library;
 use crate::management::{Management, ManagementHandle};
 use crate::memory::MemoryLimit;
@@ -23,8 +23,9 @@ use balm_inference::models::{Models, ModelsOptions};
 use balm_inference::repository::{Repository, RepositoryError};
 use balm_probes::ServerPhase;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{IntGaugeVec, Opts, Registry};
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, mpsc};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -126,6 +127,24 @@ fn options(config: &Config) -> ModelsOptions {
     }
 }
 
+fn sockets(config: &Config) -> Sockets {
+    /// A frame must fit, and more than this makes no connection faster.
+    const H2_WINDOW: RangeInclusive<u64> = 64 * 1024..=1024 * 1024;
+    let http = &config.http;
+    // Bytes that came and were not yet read are in nobody's count, so all connections together may hold no more of them
+    // than requests may.
+    let window = config.admission.max_bytes_in_flight / http.max_connections.max(1) as u64;
+    let window = window.clamp(*H2_WINDOW.start(), *H2_WINDOW.end());
+    Sockets {
+        connections: http.max_connections,
+        header_timeout: http.header_timeout,
+        idle_timeout: http.idle_timeout,
+        write_timeout: http.write_timeout,
+        pace: BodyPace { timeout: http.body_timeout, min_bytes_per_s: http.min_body_bytes_per_s },
+        h2_window: u32::try_from(window).unwrap_or(u32::MAX >> 1),
+    }
+}
+
 /// Facts that never change, as gauges of value 1 with the fact in a label.
 fn register_infos(registry: &Registry, engine: &EngineInfo) -> prometheus::Result<()> {
     let info =
@@ -142,6 +161,19 @@ fn register_infos(registry: &Registry, engine: &EngineInfo) -> prometheus::Resul
         &[&engine.version],
     )?;
     registry.register(Box::new(ProcessCollector::for_self()))
+}
+
+/// What the process makes of its share of the machine. Lanes and their threads are counted per model.
+fn register_threads(registry: &Registry, host: &Host, http: usize) -> prometheus::Result<()> {
+    let gauge = |name: &str, help: &str, value: i64| -> prometheus::Result<()> {
+        let gauge = IntGauge::new(name, help)?;
+        gauge.set(value);
+        registry.register(Box::new(gauge))
+    };
+    let cores = "Cores that may be kept busy: the CPU quota rounded up, or the affinity where that is less.";
+    gauge("balm_cores", cores, i64::from(host.cores.value))?;
+    let threads = i64::try_from(http).unwrap_or(i64::MAX);
+    gauge("balm_http_threads", "Threads of the HTTP runtime.", threads)
 }
 
 /// A server with everything open and nothing served yet.
@@ -180,6 +212,7 @@ impl App {
             limit.watch(core.models.gate()).map_err(AppError::Thread)?;
         }
         let pulse = Pulse::start().map_err(AppError::Thread)?;
+        register_threads(&core.registry, host, config.http.threads)?;
         let engine = core.started()?;
         describe(&core.models, engine);
         Ok(App { config, core, runtime, bound, management, pulse, loader })
@@ -277,10 +310,7 @@ impl Served {
         let management = management.start(Arc::new(health)).map_err(AppError::Thread)?;
         banner::print(&banner::addresses(&listening, management.local_addr()));
         let (stop, stopped) = watch::channel(false);
-        let sockets = Sockets {
-            connections: config.http.max_connections,
-            header_timeout: config.http.header_timeout,
-        };
+        let sockets = sockets(config);
         let drain = config.lifecycle.drain_timeout;
         let data = tokio::spawn(bound.serve(router, sockets, http_metrics, stopped, drain));
         let served = Served { models, stop, data, _management: management };
@@ -338,12 +368,16 @@ fn log_start(config: &Config, host: &Host) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         cores = host.cores.value,
+        cores_by = host.cores.source,
         http_threads = config.http.threads,
         lanes = config.defaults.parallelism.lanes,
         threads = config.defaults.parallelism.threads,
         repository = %config.repository.path.display(),
         "starting"
     );
+    if let Some(warning) = host.too_many_connections(config.http.max_connections as u64) {
+        tracing::warn!("{warning}");
+    }
 }
 
 fn describe(models: &Models, engine: EngineInfo) {

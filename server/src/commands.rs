@@ -39,6 +39,9 @@ pub fn check(arguments: &CheckArgs) -> Exit {
     print(&config.describe());
     print("\n");
     print(&host_lines(&host));
+    if let Some(warning) = host.too_many_connections(config.http.max_connections as u64) {
+        print(&format!("warning        {warning}\n"));
+    }
     let _log = match logs::init(&config.log) {
         Ok(guard) => guard,
         Err(error) => return fail(Exit::Usage, &error.to_string()),
@@ -137,6 +140,7 @@ fn version_folders(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn configured(file: Option<&Path>, flags: Vec<Flag>) -> Result<(Config, Host), Exit> {
+    Host::raise_open_files();
     let host = Host::detect();
     match Config::load(file, flags, &host) {
         Ok(config) => Ok((config, host)),

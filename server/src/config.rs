@@ -80,10 +80,16 @@ pub struct HttpConfig {
     pub threads: usize,
     /// Bytes that a request body may have, before and after decompression.
     pub max_body_bytes: usize,
-    /// How long a client may take to send the head of a request.
+    /// How long a client may take to send the head of a request, from its first byte.
     pub header_timeout: Duration,
     /// How long a client may take to send the body of a request.
     pub body_timeout: Duration,
+    /// Bytes a second that a body must come with on average, after a few seconds' grace; 0 for any pace.
+    pub min_body_bytes_per_s: u64,
+    /// How long an answer may be stuck because its client does not read.
+    pub write_timeout: Duration,
+    /// How long a connection is kept without a request.
+    pub idle_timeout: Duration,
     /// Connections at once.
     pub max_connections: usize,
     /// Whether each request is logged.

@@ -62,9 +62,43 @@ pub fn default_parallelism(cores: u32) -> Parallelism {
     Parallelism { lanes: cores.clamp(1, DEFAULT_LANES_MAX), threads: 1 }
 }
 
+/// Open files that are not connections of the data port: models, libraries, the management port, and those connections
+/// that are just being refused.
+const FILES_RESERVED: u64 = 768;
+
 // ===== impl Host =====
 
 impl Host {
+    /// Raises the limit of open files to what the system allows, as servers may: the low one that shells and container
+    /// runtimes set is for programs that wait with `select(2)`, which Balm and its libraries do not.
+    pub fn raise_open_files() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        if limit.current != limit.maximum {
+            // Where it is forbidden, the lower one holds, and `max_connections` follows from it.
+            let _ = setrlimit(
+                Resource::Nofile,
+                Rlimit { current: limit.maximum, maximum: limit.maximum },
+            );
+        }
+    }
+
+    /// Connections that the limit of open files leaves room for; none where it is not known.
+    pub fn connections_by_files(&self) -> Option<u64> {
+        let files = self.open_files.as_ref()?.value;
+        Some(files.saturating_sub(FILES_RESERVED).max(files / 2).max(1))
+    }
+
+    /// What is wrong with that many connections, if they do not fit.
+    pub fn too_many_connections(&self, wanted: u64) -> Option<String> {
+        let fit = self.connections_by_files().filter(|fit| *fit < wanted)?;
+        let files = self.open_files.as_ref().map_or(0, |files| files.value);
+        Some(format!(
+            "http.max_connections = {wanted} does not fit into {files} open files (RLIMIT_NOFILE), which leave room for {fit}: \
+             more will not be accepted; raise the limit or lower the setting"
+        ))
+    }
+
     /// Reads the figures of this process. What cannot be read is left out, or taken as one core.
     pub fn detect() -> Host {
         let affinity =
@@ -156,6 +190,24 @@ mod tests {
         let host = host(Some(4), &files);
         assert_eq!(host.cores, Fact { value: 4, source: "sched_getaffinity".to_owned() });
         assert_eq!(host.memory_bytes.unwrap().source, "/proc/meminfo");
+    }
+
+    #[test]
+    fn connections_that_do_not_fit_are_told() {
+        let mut host = host(Some(1), &[]);
+        assert_eq!(host.connections_by_files(), Some(512));
+        assert_eq!(host.too_many_connections(512), None);
+        let told = host.too_many_connections(513).unwrap();
+        assert!(told.contains("max_connections = 513") && told.contains("room for 512"), "{told}");
+        host.open_files = None;
+        assert_eq!(host.too_many_connections(u64::MAX), None);
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_raised_as_far_as_may_be() {
+        Host::raise_open_files();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod body;
 mod client;
 mod control;
 pub mod error;
+mod extract;
 mod headers;
 mod health;
 mod infer;
@@ -17,37 +18,33 @@ mod observe;
 mod predict_v1;
 mod upload;
 
-pub use listen::{Bound, ListenError, Listening, Sockets};
+pub use listen::{BodyPace, Bound, ListenError, Listening, Sockets};
 pub use metrics::HttpMetrics;
 
 use crate::config::HttpConfig;
 use admit::Admission;
 use axum::Router;
+use axum::body::HttpBody;
 use axum::error_handling::HandleErrorLayer;
-use axum::extract::DefaultBodyLimit;
-use axum::http::{Extensions, HeaderMap, HeaderName, StatusCode, Version};
+use axum::http::{HeaderName, Response, StatusCode};
 use axum::middleware;
 use axum::routing::{get, post, post_service};
 use balm_inference::models::Models;
 use balm_probes::ReadinessPolicy;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::compression::predicate::{Predicate, SizeAbove};
+use tower_http::compression::predicate::Predicate;
 use tower_http::compression::{CompressionLayer, CompressionLevel};
-use tower_http::timeout::RequestBodyTimeoutLayer;
 
 /// Control requests that may be inside at once. They are rare and cheap, but for loads, which wait for a disk.
 const CONTROL_IN_FLIGHT: usize = 32;
-/// Answers below this are not worth compressing, asked for or not.
-const COMPRESS_ABOVE_BYTES: u64 = 1024;
-/// Bodies of control requests are small JSON objects.
-const CONTROL_BODY_BYTES: usize = 1 << 20;
-/// Somewhat larger ones are read all the same, so that their client reads why they are refused and not a reset.
-const CONTROL_BODY_READ_MAX: usize = 4 << 20;
+/// Answers of fewer bytes are not worth compressing, asked for or not, and more would keep everybody else on this thread
+/// waiting: 256 KiB take some five milliseconds, and tensors hardly shrink.
+const COMPRESSED_BYTES: RangeInclusive<u64> = 1024..=256 * 1024;
 
 /// Loads and unloads that may be under way at once. They wait for disks and for each other; one more is refused.
 const LOADS_MAX: usize = 8;
@@ -63,7 +60,6 @@ struct Shared {
     control: bool,
     loads: Arc<Semaphore>,
     max_body_bytes: usize,
-    body_timeout: Duration,
     access_log: bool,
     /// By which clients are told apart, where it is not their address.
     client_header: Option<HeaderName>,
@@ -86,15 +82,23 @@ impl State {
             control,
             loads: Arc::new(Semaphore::new(LOADS_MAX)),
             max_body_bytes: config.max_body_bytes,
-            body_timeout: config.body_timeout,
             access_log: config.access_log,
             client_header,
         }))
     }
 }
 
-fn succeeded(status: StatusCode, _: Version, _: &HeaderMap, _: &Extensions) -> bool {
-    status == StatusCode::OK
+/// Which answers are compressed for who asks for it.
+#[derive(Clone, Copy)]
+struct WorthCompressing;
+
+impl Predicate for WorthCompressing {
+    /// Errors stay plain: no client decodes them.
+    fn should_compress<B: HttpBody>(&self, answer: &Response<B>) -> bool {
+        let size = answer.body().size_hint().exact();
+        answer.status() == StatusCode::OK
+            && size.is_some_and(|size| COMPRESSED_BYTES.contains(&size))
+    }
 }
 
 /// Every route of the data port.
@@ -102,20 +106,19 @@ pub fn router(state: State, noop_route: bool) -> Router {
     // ===== predictions =====
     // Admission is a layer of its own kind: what lies inside it takes a request *with its permit*, so no handler
     // can be reached without one. It decides before the body is read.
-    let infer = Admission::layer(state.clone(), infer::Infer::new(state.clone()));
-    let predict_v1 = Admission::layer(state.clone(), predict_v1::PredictV1::new(state.clone()));
+    let infer = Admission::layer(state.clone(), infer::Infer);
+    let predict_v1 = Admission::layer(state.clone(), predict_v1::PredictV1);
     let predictions = Router::new()
         .route("/v2/models/{model}/infer", post_service(infer.clone()))
         .route("/v2/models/{model}/versions/{version}/infer", post_service(infer))
-        .route("/v1/models/{model_and_verb}", post_service(predict_v1).get(control::v1_status))
+        .route("/v1/models/{model}", post_service(predict_v1).get(control::v1_status))
         // Only here, only if asked: clients offer gzip with every request and decode it in answers of `infer` alone.
         .layer(
             CompressionLayer::new()
                 .gzip(true)
                 .deflate(true)
                 .quality(CompressionLevel::Fastest)
-                // Errors stay plain: no client decodes them.
-                .compress_when(SizeAbove::new(COMPRESS_ABOVE_BYTES).and(succeeded)),
+                .compress_when(WorthCompressing),
         );
 
     // ===== health aliases: no limit may keep a probe from its answer =====
@@ -125,7 +128,7 @@ pub fn router(state: State, noop_route: bool) -> Router {
         .route("/v2/health/live", get(health::live))
         .route("/v2/health/ready", get(health::ready))
         .route("/v2/models/{model}/ready", get(health::model_ready))
-        .route("/v2/models/{model}/versions/{version}/ready", get(health::model_version_ready));
+        .route("/v2/models/{model}/versions/{version}/ready", get(health::model_ready));
 
     // ===== everything else: the stock tower limit, because these are ordinary async requests =====
     let control = Router::new()
@@ -134,20 +137,17 @@ pub fn router(state: State, noop_route: bool) -> Router {
         .route("/v2/models", get(control::list_models))
         .route("/v2/models/stats", get(control::all_statistics))
         .route("/v2/models/{model}", get(control::model_metadata))
-        .route("/v2/models/{model}/versions/{version}", get(control::version_metadata))
+        .route("/v2/models/{model}/versions/{version}", get(control::model_metadata))
         .route("/v2/models/{model}/config", get(control::model_config))
-        .route("/v2/models/{model}/versions/{version}/config", get(control::version_config))
+        .route("/v2/models/{model}/versions/{version}/config", get(control::model_config))
         .route("/v2/models/{model}/stats", get(control::model_statistics))
-        .route("/v2/models/{model}/versions/{version}/stats", get(control::version_statistics))
+        .route("/v2/models/{model}/versions/{version}/stats", get(control::model_statistics))
         .route("/v2/repository/index", post(control::repository_index))
         .route("/v2/repository/models/{model}/load", post(control::load))
         .route("/v2/repository/models/{model}/unload", post(control::unload))
         .route("/v2/repository/{repository}/index", post(control::named_repository))
         .route("/v2/repository/{repository}/models/{model}/load", post(control::named_repository))
         .route("/v2/repository/{repository}/models/{model}/unload", post(control::named_repository))
-        .layer(DefaultBodyLimit::max(CONTROL_BODY_READ_MAX))
-        // A body that never comes must not hold one of the few places below.
-        .layer(RequestBodyTimeoutLayer::new(state.0.body_timeout))
         .layer(
             ServiceBuilder::new()
                 // Turns the errors of the two below into an answer.
@@ -171,6 +171,6 @@ pub fn router(state: State, noop_route: bool) -> Router {
                 // Outermost: gives the request its id and time, counts it, writes the access log.
                 .layer(middleware::from_fn_with_state(state, observe::observe))
                 // A panic in a handler is one 500, not a closed connection.
-                .layer(CatchPanicLayer::custom(error::PanicAnswer)),
+                .layer(CatchPanicLayer::custom(error::Panicked)),
         )
 }

@@ -15,4 +15,5 @@ pub mod logs;
 pub mod management;
 pub mod memory;
 pub mod oip;
+pub mod panics;
 pub mod pulse;

@@ -1,9 +1,10 @@
 //! The program `balm`: reads the command line, does what it says, and ends with a code that means something.
 
 use balm_server::cli::{Cli, Command};
-use balm_server::commands;
+use balm_server::{commands, panics};
 
 fn main() {
+    panics::log_them();
     let exit = match Cli::from_process() {
         Err(exit) => exit,
         Ok(cli) => match cli.command {

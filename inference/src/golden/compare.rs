@@ -1,5 +1,6 @@
 //! Whether an output is the right one.
 
+use crate::clip::clipped;
 use crate::datatype::Datatype;
 use crate::tensor::{NamedTensor, Tensor, TensorData};
 use bytes::Bytes;
@@ -146,8 +147,7 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 fn quoted(text: &[u8]) -> String {
-    let text: String = String::from_utf8_lossy(text).chars().take(80).collect();
-    format!("{text:?}")
+    format!("{:?}", clipped(&String::from_utf8_lossy(text)))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! hides a mistake (a line it cannot read is only a warning there), this is strict: every line counts.
 
 use super::digest::Digest;
+use crate::clip::clipped;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -218,11 +219,6 @@ pub(crate) fn name_problem(name: &str) -> Option<&'static str> {
         long if long.len() > 255 => Some("has a path component longer than 255 bytes"),
         _ => None,
     })
-}
-
-/// A name short enough for an error message.
-pub(crate) fn clipped(name: &str) -> String {
-    name.chars().take(200).collect()
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use balm_probes::{HealthReport, ModelState};
 impl Metrics {
     /// Forgets the mirrored gauges and sets those that the report alone decides.
     pub(crate) fn begin_refresh(&self, report: &HealthReport, gate: &Gate) {
-        for family in [&self.state, &self.lanes, &self.queue_depth, &self.in_flight, &self.provider]
-        {
+        let mirrored = [&self.state, &self.lanes, &self.lane_threads, &self.queue_depth];
+        for family in mirrored.into_iter().chain([&self.in_flight, &self.provider]) {
             family.reset();
         }
         self.wait_seconds.reset();
@@ -26,6 +26,9 @@ impl Metrics {
                     let labels = [model.name.as_str(), number.as_str(), state.as_str()];
                     self.state.with_label_values(&labels).set(i64::from(state == version.state));
                 }
+                self.lane_threads
+                    .with_label_values(&[model.name.as_str(), number.as_str()])
+                    .set(i64::from(version.threads));
                 for (kind, count) in
                     [("wanted", version.lanes.wanted), ("healthy", version.lanes.healthy)]
                 {

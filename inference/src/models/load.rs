@@ -4,6 +4,7 @@
 
 use super::candidate::{Candidate, Refusal};
 use super::{ControlError, Inner, Model, Models};
+use crate::clip::clipped;
 use crate::integrity::Progress;
 use crate::repository::ModelEntry;
 use crate::settings::{ModelSettings, VersionPolicy};
@@ -63,7 +64,7 @@ impl Models {
     /// [`ControlError`]; what served before goes on serving.
     pub fn load(&self, name: &str) -> Result<(), ControlError> {
         let Some(entry) = self.0.repository.find(name) else {
-            return Err(ControlError::UnknownModel(name.chars().take(128).collect()));
+            return Err(ControlError::UnknownModel(clipped(name)));
         };
         let model = self.0.entry(&entry.name, false);
         let result = self.0.load_entry(&model, &entry);
@@ -90,9 +91,7 @@ impl Models {
     /// # Errors
     /// [`ControlError::UnknownModel`].
     pub fn unload(&self, name: &str) -> Result<(), ControlError> {
-        let model = self
-            .model(name)
-            .map_err(|_| ControlError::UnknownModel(name.chars().take(128).collect()))?;
+        let model = self.model(name).map_err(|_| ControlError::UnknownModel(clipped(name)))?;
         let _control = model.control.lock();
         model.withdrawn.store(true, Ordering::Release);
         for version in model.versions.load().iter() {

@@ -1,7 +1,7 @@
 //! Why a model file may not reach the runtime.
 
 use super::wire::WireError;
-use crate::integrity::clipped;
+use crate::clip::clipped;
 
 /// A model file that is none, or that asks for what it must not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

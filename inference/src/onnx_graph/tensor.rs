@@ -60,7 +60,7 @@ pub(super) fn read<'a>(message: Reader<'a>) -> Result<Option<ExternalTensor<'a>>
         // Negative ones arrive as numbers beyond i64.
         any_zero |= size == 0;
         if i64::try_from(size).is_err() {
-            return Err(GraphError::Dimensions { tensor: crate::integrity::clipped(name) });
+            return Err(GraphError::Dimensions { tensor: crate::clip::clipped(name) });
         }
         // A zero makes the product zero, whatever the others are.
         elements = elements.and_then(|product| product.checked_mul(size.max(1)));
@@ -90,7 +90,7 @@ pub(super) fn read<'a>(message: Reader<'a>) -> Result<Option<ExternalTensor<'a>>
     let needed = elements
         .and_then(|count| byte_size(count, data_type))
         .filter(|bytes| bytes.is_none_or(|bytes| i64::try_from(bytes).is_ok()))
-        .ok_or_else(|| GraphError::Dimensions { tensor: crate::integrity::clipped(name) })?;
+        .ok_or_else(|| GraphError::Dimensions { tensor: crate::clip::clipped(name) })?;
     if !external {
         return Ok(None);
     }
@@ -159,7 +159,7 @@ impl<'a> Entries<'a> {
             // SHA-1 of the file, optional and unused by ONNX Runtime; the manifest says more.
             "checksum" => std::mem::replace(&mut self.checksum, true),
             _ => {
-                let key = crate::integrity::clipped(key);
+                let key = crate::clip::clipped(key);
                 let problem = format!(
                     "unknown key {key:?}; known are \"location\", \"offset\", \"length\" and \"checksum\""
                 );

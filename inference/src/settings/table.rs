@@ -1,6 +1,6 @@
 //! Taking checked values out of a TOML table, noting every problem on the way.
 
-use crate::integrity::clipped;
+use crate::clip::clipped;
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::ops::RangeInclusive;

@@ -27,10 +27,10 @@ const FILE_BYTES_MAX: u64 = 16 * GIB;
 const BYTES_IN_FLIGHT_WITHOUT_MEMORY: u64 = 256 << 20;
 /// Requests under way per lane of a model. A coarse bound; deadlines do the fine work.
 const IN_FLIGHT_PER_LANE: u64 = 64;
-/// Connections at once, where the limit of open files leaves room for them.
+/// Connections at once, where open files and memory leave room for them.
 const CONNECTIONS_MAX: u64 = 2048;
-/// Open files that are not connections of the data port: models, libraries, the management port.
-const FILES_RESERVED: u64 = 512;
+/// Memory that a connection takes which is not busy: buffers, task, and the kernel's side of it.
+const CONNECTION_BYTES: u64 = 32 * 1024;
 
 pub(super) fn resolve(sources: &Sources, host: &Host) -> Result<Config, Problems> {
     let mut reader = Reader::new(sources);
@@ -114,13 +114,7 @@ fn http(reader: &mut Reader, host: &Host) -> HttpConfig {
         if cores.value <= 2 { 1 } else { 2 },
         format!("{} cores, by {}", cores.value, cores.source),
     );
-    let connections = match &host.open_files {
-        Some(files) if files.value < CONNECTIONS_MAX + FILES_RESERVED => because(
-            files.value.saturating_sub(FILES_RESERVED).max(files.value / 2).max(1),
-            format!("{} open files, by {}", files.value, files.source),
-        ),
-        _ => fixed(CONNECTIONS_MAX),
-    };
+    let connections = connections(host);
     HttpConfig {
         addr: reader.take(
             "http.addr",
@@ -130,11 +124,30 @@ fn http(reader: &mut Reader, host: &Host) -> HttpConfig {
         ),
         threads: size(reader, "http.threads", threads, 1, 64),
         max_body_bytes: size(reader, "http.max_body_bytes", fixed(64 << 20), 1, 16 * GIB),
-        header_timeout: milliseconds(reader, "http.header_timeout_ms", fixed(30_000), 1),
+        header_timeout: milliseconds(reader, "http.header_timeout_ms", fixed(10_000), 1),
         body_timeout: milliseconds(reader, "http.body_timeout_ms", fixed(10_000), 1),
+        min_body_bytes_per_s: number(reader, "http.min_body_bytes_per_s", fixed(1024), 0, 1 << 30),
+        write_timeout: milliseconds(reader, "http.write_timeout_ms", fixed(30_000), 1),
+        idle_timeout: milliseconds(reader, "http.idle_timeout_ms", fixed(75_000), 1),
         max_connections: size(reader, "http.max_connections", connections, 1, 1 << 20),
         access_log: flag(reader, "http.access_log", false),
         noop_route: flag(reader, "http.noop_route", false),
+    }
+}
+
+/// As many connections as are useful, or as open files or memory leave room for.
+fn connections(host: &Host) -> Default<u64> {
+    let by_files = host.open_files.as_ref().map(|files| {
+        let reason = format!("{} open files, by {}", files.value, files.source);
+        (host.connections_by_files().unwrap_or(CONNECTIONS_MAX), reason)
+    });
+    let by_memory = host.memory_bytes.as_ref().map(|memory| {
+        let room = memory.value / 8 / CONNECTION_BYTES;
+        (room.max(1), format!("an eighth of memory, by {}", memory.source))
+    });
+    match by_files.into_iter().chain(by_memory).min_by_key(|(count, _)| *count) {
+        Some((count, reason)) if count < CONNECTIONS_MAX => because(count, reason),
+        _ => fixed(CONNECTIONS_MAX),
     }
 }
 

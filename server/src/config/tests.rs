@@ -54,8 +54,11 @@ fn nothing_set_is_complete() {
     assert_eq!(config.http.addr, ListenAddr::Tcp("127.0.0.1:8000".parse().unwrap()));
     assert_eq!(config.http.threads, 2);
     assert_eq!(config.http.max_body_bytes, 67_108_864);
-    assert_eq!(config.http.header_timeout, Duration::from_secs(30));
+    assert_eq!(config.http.header_timeout, Duration::from_secs(10));
     assert_eq!(config.http.body_timeout, Duration::from_secs(10));
+    assert_eq!(config.http.min_body_bytes_per_s, 1024);
+    assert_eq!(config.http.write_timeout, Duration::from_secs(30));
+    assert_eq!(config.http.idle_timeout, Duration::from_secs(75));
     assert_eq!(config.http.max_connections, 2048);
     assert!(!config.http.access_log && !config.http.noop_route);
     assert_eq!(config.management.addr, "127.0.0.1:8002".parse().unwrap());
@@ -89,6 +92,12 @@ fn defaults_follow_the_machine() {
     assert_eq!(config.defaults.parallelism, Parallelism { lanes: 1, threads: 1 });
     assert_eq!(config.admission.max_bytes_in_flight, 67_108_864, "room for one body at least");
     assert_eq!(config.repository.max_file_bytes, 128 << 20);
+    let tiny = Host {
+        memory_bytes: Some(Fact { value: 64 << 20, source: "memory.max".to_owned() }),
+        ..small.clone()
+    };
+    let config = Config::resolve(&Sources::default(), &tiny).unwrap();
+    assert_eq!(config.http.max_connections, 256, "an eighth of memory at 32 KiB each");
     let unknown = Host { memory_bytes: None, open_files: None, ..small };
     let config = Config::resolve(&Sources::default(), &unknown).unwrap();
     assert_eq!(config.admission.max_bytes_in_flight, 256 << 20);
@@ -166,6 +175,9 @@ fn each_bad_value_is_refused() {
         ("http.max_body_bytes", &["0", "1e6"], &["0", "64M"]),
         ("http.header_timeout_ms", &["0", "86400001"], &["0", "5s"]),
         ("http.body_timeout_ms", &["0", "2000-01-01"], &["0", ""]),
+        ("http.min_body_bytes_per_s", &["-1", "1.5", "'1k'"], &["-1", "1k"]),
+        ("http.write_timeout_ms", &["0", "86400001"], &["0", "30s"]),
+        ("http.idle_timeout_ms", &["0", "86400001"], &["0", "never"]),
         ("http.max_connections", &["0", "true"], &["0"]),
         ("http.access_log", &["'no'"], &["0"]),
         ("http.noop_route", &["0"], &["on"]),

@@ -40,7 +40,7 @@ pub(super) async fn infer(
         let serving = Arc::clone(serving);
         move || encode(&serving, &prediction.outputs, &form)
     };
-    let encoded = offload(size, encoding).await??;
+    let encoded = offload(size, None, encoding).await??;
     Ok(respond(serving, encoded))
 }
 

@@ -1,14 +1,13 @@
 //! Metadata, configuration, statistics, repository index, load and unload.
 
 use super::error::{ApiError, Failed, method_not_allowed};
+use super::extract::{Members, Target};
 use super::observe::RequestId;
-use super::{CONTROL_BODY_BYTES, LOADS_MAX, State};
+use super::{LOADS_MAX, State};
 use crate::oip::metadata::{
     BatchStatistics, CODEC_EXTENSIONS, DurationStatistics, IndexEntry, InferenceStatistics,
     ModelConfig, ModelList, ModelMetadata, ModelStatistics, ServerMetadata, Statistics,
 };
-use axum::extract::Path;
-use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -16,7 +15,6 @@ use balm_inference::models::{ControlError, Models};
 use balm_inference::statistics::CountAndTime;
 use balm_inference::version::Serving;
 use balm_probes::IndexState;
-use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +26,6 @@ const EXTENSIONS: [&str; 4] =
 
 type Shared = axum::extract::State<State>;
 type Id = Option<Extension<RequestId>>;
-type ControlBody = Result<Bytes, BytesRejection>;
 type Answer<T> = Result<Json<T>, Failed>;
 
 fn failed(id: Id) -> impl FnOnce(ApiError) -> Failed {
@@ -59,51 +56,33 @@ pub(super) async fn list_models(axum::extract::State(state): Shared) -> Json<Mod
     Json(ModelList { models })
 }
 
-/// `GET /v2/models/{m}`
+/// `GET /v2/models/{m}[/versions/{v}]`
 pub(super) async fn model_metadata(
     axum::extract::State(state): Shared,
     id: Id,
-    Path(model): Path<String>,
+    target: Target,
 ) -> Answer<ModelMetadata> {
-    metadata(&state, &model, None).map(Json).map_err(failed(id))
+    metadata(&state, &target).map(Json).map_err(failed(id))
 }
 
-/// `GET /v2/models/{m}/versions/{v}`
-pub(super) async fn version_metadata(
-    axum::extract::State(state): Shared,
-    id: Id,
-    Path((model, version)): Path<(String, String)>,
-) -> Answer<ModelMetadata> {
-    metadata(&state, &model, Some(&version)).map(Json).map_err(failed(id))
-}
-
-fn metadata(state: &State, name: &str, version: Option<&str>) -> Result<ModelMetadata, ApiError> {
-    let model = state.0.models.model(name)?;
-    let serving = model.serving(version)?;
+fn metadata(state: &State, target: &Target) -> Result<ModelMetadata, ApiError> {
+    let model = state.0.models.model(&target.model)?;
+    let serving = model.serving(target.version.as_deref())?;
     let versions = model.all_serving().iter().map(|serving| serving.version.to_string()).collect();
-    Ok(ModelMetadata::new(name, versions, &serving.contract))
+    Ok(ModelMetadata::new(&target.model, versions, &serving.contract))
 }
 
-/// `GET /v2/models/{m}/config`
+/// `GET /v2/models/{m}[/versions/{v}]/config`
 pub(super) async fn model_config(
     axum::extract::State(state): Shared,
     id: Id,
-    Path(model): Path<String>,
+    target: Target,
 ) -> Answer<ModelConfig> {
-    config(&state, &model, None).map(Json).map_err(failed(id))
+    config(&state, &target).map(Json).map_err(failed(id))
 }
 
-/// `GET /v2/models/{m}/versions/{v}/config`
-pub(super) async fn version_config(
-    axum::extract::State(state): Shared,
-    id: Id,
-    Path((model, version)): Path<(String, String)>,
-) -> Answer<ModelConfig> {
-    config(&state, &model, Some(&version)).map(Json).map_err(failed(id))
-}
-
-fn config(state: &State, name: &str, version: Option<&str>) -> Result<ModelConfig, ApiError> {
-    let serving = state.0.models.model(name)?.serving(version)?;
+fn config(state: &State, target: &Target) -> Result<ModelConfig, ApiError> {
+    let serving = state.0.models.model(&target.model)?.serving(target.version.as_deref())?;
     let batch = if serving.contract.is_batched() { serving.settings.max_batch_rows } else { 0 };
     // Labels stand in model.toml; the member tells clients only that there are some.
     let labels: BTreeMap<String, String> = serving
@@ -112,7 +91,7 @@ fn config(state: &State, name: &str, version: Option<&str>) -> Result<ModelConfi
         .keys()
         .map(|output| (output.clone(), "model.toml".to_owned()))
         .collect();
-    Ok(ModelConfig::new(name, &serving.contract, batch, &labels, None))
+    Ok(ModelConfig::new(&target.model, &serving.contract, batch, &labels, None))
 }
 
 /// `GET /v2/models/stats`
@@ -121,31 +100,18 @@ pub(super) async fn all_statistics(axum::extract::State(state): Shared) -> Json<
     Json(Statistics { model_stats: serving.map(|serving| statistics(&serving)).collect() })
 }
 
-/// `GET /v2/models/{m}/stats`
+/// `GET /v2/models/{m}[/versions/{v}]/stats`; without a version, of all that serve.
 pub(super) async fn model_statistics(
     axum::extract::State(state): Shared,
     id: Id,
-    Path(model): Path<String>,
+    target: Target,
 ) -> Answer<Statistics> {
     let read = || -> Result<Statistics, ApiError> {
-        let model = state.0.models.model(&model)?;
+        let model = state.0.models.model(&target.model)?;
         // Asks for the error when nothing serves.
-        model.serving(None)?;
-        let model_stats = model.all_serving().iter().map(|serving| statistics(serving)).collect();
-        Ok(Statistics { model_stats })
-    };
-    read().map(Json).map_err(failed(id))
-}
-
-/// `GET /v2/models/{m}/versions/{v}/stats`
-pub(super) async fn version_statistics(
-    axum::extract::State(state): Shared,
-    id: Id,
-    Path((model, version)): Path<(String, String)>,
-) -> Answer<Statistics> {
-    let read = || -> Result<Statistics, ApiError> {
-        let serving = state.0.models.model(&model)?.serving(Some(&version))?;
-        Ok(Statistics { model_stats: vec![statistics(&serving)] })
+        let one = model.serving(target.version.as_deref())?;
+        let asked = if target.version.is_some() { vec![one] } else { model.all_serving() };
+        Ok(Statistics { model_stats: asked.iter().map(|serving| statistics(serving)).collect() })
     };
     read().map(Json).map_err(failed(id))
 }
@@ -191,10 +157,9 @@ fn duration(total: CountAndTime) -> DurationStatistics {
 pub(super) async fn repository_index(
     axum::extract::State(state): Shared,
     id: Id,
-    body: ControlBody,
+    Members(request): Members,
 ) -> Answer<Vec<IndexEntry>> {
     let read = || -> Result<Vec<IndexEntry>, ApiError> {
-        let request = object(body)?;
         let only_ready = match request.get("ready") {
             None => false,
             Some(Value::Bool(ready)) => *ready,
@@ -249,17 +214,17 @@ fn index(models: &Models, only_ready: bool) -> Vec<IndexEntry> {
 pub(super) async fn load(
     axum::extract::State(state): Shared,
     id: Id,
-    Path(model): Path<String>,
-    body: ControlBody,
+    Target { model, .. }: Target,
+    Members(request): Members,
 ) -> Answer<Value> {
-    let result = match permitted(&state, body) {
+    let result = match permitted(&state) {
         Err(error) => Err(error),
-        Ok(request) if has_override(&request) => Err(ApiError::NotSupported(
+        Ok(()) if has_override(&request) => Err(ApiError::NotSupported(
             "parameters: a model's configuration and files come from the repository, where their digests are checked; \
              `config` and `file:…` are not taken here"
                 .to_owned(),
         )),
-        Ok(_) => blocking(&state, model.clone(), |models, name| models.load(name)).await,
+        Ok(()) => blocking(&state, model.clone(), |models, name| models.load(name)).await,
     };
     result.map(|()| Json(json!({"name": model, "load": true}))).map_err(failed(id))
 }
@@ -268,12 +233,13 @@ pub(super) async fn load(
 pub(super) async fn unload(
     axum::extract::State(state): Shared,
     id: Id,
-    Path(model): Path<String>,
-    body: ControlBody,
+    Target { model, .. }: Target,
+    // There is nothing to say in it, but it must be well-formed, and read.
+    _members: Members,
 ) -> Answer<Value> {
-    let result = match permitted(&state, body) {
+    let result = match permitted(&state) {
         Err(error) => Err(error),
-        Ok(_) => blocking(&state, model.clone(), |models, name| models.unload(name)).await,
+        Ok(()) => blocking(&state, model.clone(), |models, name| models.unload(name)).await,
     };
     result.map(|()| Json(json!({"name": model, "unload": true}))).map_err(failed(id))
 }
@@ -286,45 +252,14 @@ pub(super) async fn named_repository(id: Id) -> (StatusCode, Failed) {
     (StatusCode::NOT_IMPLEMENTED, Failed(error, id.map(|id| id.0)))
 }
 
-fn permitted(state: &State, body: ControlBody) -> Result<serde_json::Map<String, Value>, ApiError> {
-    if !state.0.control {
-        return Err(ApiError::ControlOff);
-    }
-    object(body)
+fn permitted(state: &State) -> Result<(), ApiError> {
+    if state.0.control { Ok(()) } else { Err(ApiError::ControlOff) }
 }
 
 fn has_override(request: &serde_json::Map<String, Value>) -> bool {
     request.get("parameters").and_then(Value::as_object).is_some_and(|parameters| {
         parameters.keys().any(|key| key == "config" || key.starts_with("file:"))
     })
-}
-
-/// Clients send these bodies without a content type, or none at all.
-fn object(body: ControlBody) -> Result<serde_json::Map<String, Value>, ApiError> {
-    let too_large = || ApiError::BodyTooLarge {
-        found: format!("more than {CONTROL_BODY_BYTES}"),
-        limit: CONTROL_BODY_BYTES as u64,
-    };
-    let body = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-        _ => ApiError::BodyTruncated(rejection.body_text()),
-    })?;
-    if body.len() > CONTROL_BODY_BYTES {
-        return Err(too_large());
-    }
-    if body.iter().all(u8::is_ascii_whitespace) {
-        return Ok(serde_json::Map::new());
-    }
-    match serde_json::from_slice(&body) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(ApiError::Field {
-            field: "body".to_owned(),
-            problem: "expected a JSON object, or nothing".to_owned(),
-        }),
-        Err(error) => {
-            Err(ApiError::Field { field: "body".to_owned(), problem: format!("not JSON: {error}") })
-        }
-    }
 }
 
 /// Runs a load or unload on a thread of its own: it may take minutes, and the threads that decode bodies are not for that.
@@ -358,7 +293,7 @@ async fn blocking(
 pub(super) async fn v1_status(
     axum::extract::State(state): Shared,
     id: Id,
-    Path(model): Path<String>,
+    Target { model, .. }: Target,
 ) -> Response {
     if model.contains(':') {
         // The path of a verb, which is posted to.

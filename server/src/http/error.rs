@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use balm_inference::admission::{RETRY_AFTER_MAX_S, Shed, ShedReason};
+use balm_inference::clip::clipped;
 use balm_inference::metrics::Outcome;
 use balm_inference::models::ControlError;
 use balm_inference::predict::PredictError;
@@ -49,6 +50,17 @@ pub enum ApiError {
     /// The body did not come in time.
     #[error("the body did not arrive within {0} ms (http.body_timeout_ms)")]
     BodyTimeout(u128),
+    /// The body came too slowly.
+    #[error(
+        "the body came too slowly: {received} bytes so far, at least {min_bytes_per_s} a second are expected \
+         (http.min_body_bytes_per_s)"
+    )]
+    BodySlow {
+        /// Bytes that came.
+        received: u64,
+        /// What would have been right.
+        min_bytes_per_s: u64,
+    },
     /// The body ended before its announced length.
     #[error("the body ended early: {0}")]
     BodyTruncated(String),
@@ -125,6 +137,7 @@ impl ApiError {
             ApiError::Header { .. } => (S::BAD_REQUEST, "header", O::BadRequest),
             ApiError::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "too_large", O::BadRequest),
             ApiError::BodyTimeout(_) => (S::REQUEST_TIMEOUT, "body_timeout", O::BadRequest),
+            ApiError::BodySlow { .. } => (S::REQUEST_TIMEOUT, "slow_body", O::BadRequest),
             ApiError::BodyTruncated(_) => (S::BAD_REQUEST, "truncated", O::BadRequest),
             ApiError::ControlBusy(_) => (S::SERVICE_UNAVAILABLE, "overloaded", O::Shed),
             ApiError::ControlOff => (S::FORBIDDEN, "control_off", O::BadRequest),
@@ -159,6 +172,7 @@ impl ApiError {
         if matches!(
             self,
             ApiError::BodyTimeout(_)
+                | ApiError::BodySlow { .. }
                 | ApiError::BodyTruncated(_)
                 | ApiError::BodyTooLarge { .. }
                 | ApiError::Predict(PredictError::Deadline { phase: "was read", .. })
@@ -238,8 +252,7 @@ pub(super) async fn no_such_route(
     request_id: Option<axum::Extension<RequestId>>,
     uri: axum::http::Uri,
 ) -> Response<Body> {
-    let path: String = uri.path().chars().take(256).collect();
-    let message = format!("no such route: {path:?}");
+    let message = format!("no such route: {:?}", clipped(uri.path()));
     json_error(StatusCode::NOT_FOUND, "no_such_route", &message, id(&request_id))
 }
 
@@ -253,12 +266,15 @@ pub(super) async fn method_not_allowed(
 }
 
 /// The control routes have as many requests inside as they may.
-pub(super) async fn control_overloaded(_error: tower::BoxError) -> Response<Body> {
+pub(super) async fn control_overloaded(
+    request_id: Option<axum::Extension<RequestId>>,
+    _error: tower::BoxError,
+) -> Response<Body> {
     let mut response = json_error(
         StatusCode::SERVICE_UNAVAILABLE,
         "overloaded",
         "too many control requests at once",
-        None,
+        id(&request_id),
     );
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response.headers_mut().insert(SHED_REASON, HeaderValue::from_static("control"));
@@ -269,26 +285,19 @@ fn id(extension: &Option<axum::Extension<RequestId>>) -> Option<&str> {
     extension.as_ref().map(|extension| extension.0.as_str())
 }
 
-/// Answers for a handler that panicked.
+/// Marks the answer for a handler that panicked. What the panic said stands in the log: see `panics.rs`.
 #[derive(Clone, Copy)]
-pub(super) struct PanicAnswer;
+pub(super) struct Panicked;
 
-impl tower_http::catch_panic::ResponseForPanic for PanicAnswer {
+impl tower_http::catch_panic::ResponseForPanic for Panicked {
     type ResponseBody = Body;
 
-    fn response_for_panic(&mut self, panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_default();
-        tracing::error!(panic = text, "handler panicked");
-        json_error(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "the server failed while it handled this request",
-            None,
-        )
+    /// The request is gone with its handler, so the answer is written where its id is still known: see `observe.rs`.
+    fn response_for_panic(&mut self, _panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        response.extensions_mut().insert(Panicked);
+        response
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::error::ApiError;
 use axum::http::HeaderMap;
+use balm_inference::clip::clipped;
 use std::time::Duration;
 
 const REQUEST_TIMEOUT_MS: &str = "x-request-timeout-ms";
@@ -10,13 +11,18 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// The shortest of the deadlines that the headers ask for; `None` when they ask for none.
 ///
 /// `x-request-timeout-ms`: whole milliseconds. `grpc-timeout`: up to eight digits and a unit, as in the gRPC
-/// protocol: `H M S m u n`.
+/// protocol: `H M S m u n`. Zero is neither: for some clients it means "at once" and for others "never", and a guess
+/// would be wrong for one of them. (The parameter `timeout` of a body may be 0, which Triton's clients send for "none".)
 pub(super) fn requested_deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     let milliseconds = text(headers, REQUEST_TIMEOUT_MS)?
         .map(|value| {
-            value.parse::<u64>().map(Duration::from_millis).map_err(|_| ApiError::Header {
+            let millis = value.parse::<u64>().ok().filter(|millis| *millis > 0);
+            millis.map(Duration::from_millis).ok_or_else(|| ApiError::Header {
                 name: REQUEST_TIMEOUT_MS,
-                problem: format!("{:?} is not a whole number of milliseconds", clipped(value)),
+                problem: format!(
+                    "{:?} is not a whole number of milliseconds from 1; leave the header out to ask for no deadline",
+                    clipped(value)
+                ),
             })
         })
         .transpose()?;
@@ -25,7 +31,7 @@ pub(super) fn requested_deadline(headers: &HeaderMap) -> Result<Option<Duration>
             grpc_timeout(value).ok_or_else(|| ApiError::Header {
                 name: GRPC_TIMEOUT,
                 problem: format!(
-                    "{:?} is not up to eight digits and one of the units H M S m u n",
+                    "{:?} is not up to eight digits, not all zero, and one of the units H M S m u n",
                     clipped(value)
                 ),
             })
@@ -54,7 +60,7 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let count: u64 = digits.parse().ok()?;
+    let count: u64 = digits.parse().ok().filter(|count| *count > 0)?;
     Some(match unit {
         "H" => Duration::from_secs(count * 3_600),
         "M" => Duration::from_secs(count * 60),
@@ -64,10 +70,6 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
         "n" => Duration::from_nanos(count),
         _ => return None,
     })
-}
-
-fn clipped(text: &str) -> String {
-    text.chars().take(64).collect()
 }
 
 #[cfg(test)]
@@ -106,13 +108,18 @@ mod tests {
 
     #[test]
     fn nonsense_is_named() {
-        for value in ["", "S", "1", "1x", "123456789S", "-1S", "1.5S", "é"] {
+        for value in ["", "S", "1", "1x", "123456789S", "-1S", "1.5S", "é", "0S", "00n"] {
             assert_eq!(grpc_timeout(value), None, "{value}");
         }
-        let error = requested_deadline(&headers(&[("x-request-timeout-ms", "1.5")])).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "header x-request-timeout-ms: \"1.5\" is not a whole number of milliseconds"
-        );
+        for value in ["1.5", "0", "-1", "", "1s"] {
+            let error =
+                requested_deadline(&headers(&[("x-request-timeout-ms", value)])).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "header x-request-timeout-ms: {value:?} is not a whole number of milliseconds from 1; leave the header out to ask for no deadline"
+                )
+            );
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! `POST /v2/models/{m}[/versions/{v}]/infer`: from an admitted request to its answer.
 
-use super::State;
 use super::admit::Admitted;
 use super::answer::{self, Form};
 use super::body::{self, Bounds};
@@ -25,15 +24,7 @@ use tower::Service;
 
 /// The infer handler, inside admission.
 #[derive(Clone)]
-pub(super) struct Infer {
-    state: State,
-}
-
-impl Infer {
-    pub(super) fn new(state: State) -> Self {
-        Infer { state }
-    }
-}
+pub(super) struct Infer;
 
 impl Service<Admitted> for Infer {
     type Response = Response<Body>;
@@ -45,7 +36,7 @@ impl Service<Admitted> for Infer {
     }
 
     fn call(&mut self, admitted: Admitted) -> Self::Future {
-        Box::pin(infer(self.state.clone(), admitted))
+        Box::pin(infer(admitted))
     }
 }
 
@@ -59,10 +50,10 @@ struct Prepared {
     bytes: u64,
 }
 
-async fn infer(state: State, admitted: Admitted) -> Result<Response<Body>, ApiError> {
+async fn infer(admitted: Admitted) -> Result<Response<Body>, ApiError> {
     let Admitted { headers, body, serving, mut permit, deadline, class, arrived } = admitted;
     let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
-    let body = read(&state, &serving, body, &mut permit, limit).await?;
+    let body = read(&serving, body, &mut permit, limit).await?;
     let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
     let size = decoded_size(&serving, &mut permit, encoding.as_deref(), body.len())?;
     let decoding = {
@@ -71,7 +62,7 @@ async fn infer(state: State, admitted: Admitted) -> Result<Response<Body>, ApiEr
         move || prepare(&serving, &body, encoding.as_deref(), header_length.as_deref())
     };
     let Prepared { inputs, timeout, priority, form, bytes } =
-        body::offload(size, decoding).await??;
+        body::offload(size, limit, decoding).await??;
     if let Some(more) = bytes.checked_sub(permit.bytes()) {
         permit.reserve(more).map_err(PredictError::Shed)?;
     }
@@ -96,14 +87,12 @@ pub(super) async fn run(
 
 /// Reads the body under the model's bounds.
 pub(super) async fn read(
-    state: &State,
     serving: &Serving,
     body: Body,
     permit: &mut Permit,
     deadline: Option<Deadline>,
 ) -> Result<Bytes, ApiError> {
-    let bounds =
-        Bounds { bytes: serving.settings.max_body_bytes, time: state.0.body_timeout, deadline };
+    let bounds = Bounds { bytes: serving.settings.max_body_bytes, deadline };
     body::read(body, &bounds, Some(permit)).await
 }
 

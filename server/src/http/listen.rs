@@ -1,34 +1,39 @@
 //! Sockets of the data port: TCP or a unix socket, bounded connections, and an orderly end.
+//!
+//! Every state that a connection can be in has a bound: of number (places), of time
+//! ([`activity`]: what is due; [`patience`]: the timer; [`request`]: bodies), of bytes (`server.rs`, [`linger`]).
+
+mod activity;
+mod linger;
+mod patience;
+mod request;
+mod server;
+mod socket;
+mod unix;
+
+pub(super) use activity::Reason;
+pub(super) use request::BodyFault;
+pub use request::BodyPace;
+pub use server::Sockets;
 
 use super::metrics::HttpMetrics;
 use crate::config::ListenAddr;
 use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use server::Server;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use unix::{OwnFile, remove_stale};
 
-/// Streams of one HTTP/2 connection that may be open at once.
-const H2_STREAMS_MAX: u32 = 100;
-/// An HTTP/2 connection is asked this often whether it is still there,
-const H2_PING_EVERY: Duration = Duration::from_secs(20);
-/// and has this long to say so.
-const H2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that the kernel keeps until they are accepted, where it allows as many. One that it drops is tried again
+/// by its client only after a second.
+const BACKLOG: i32 = 4096;
 /// After a failed accept, for example for want of file descriptors, the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// What a connection beyond the bound gets: a whole answer, so that its client need not wait in the backlog.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nx-shed-reason: connections\r\nconnection: close\r\ncontent-length: 86\r\n\r\n{\"error\":\"the server has as many connections as it may open\",\"code\":\"too_many_conns\"}\n";
 
 /// The data port could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -67,15 +72,6 @@ impl fmt::Display for Listening {
     }
 }
 
-/// Bounds of the sockets.
-#[derive(Clone, Copy, Debug)]
-pub struct Sockets {
-    /// Connections that may be open at once.
-    pub connections: usize,
-    /// Time that a client has for the head of a request, from the opening of the connection or the answer before.
-    pub header_timeout: Duration,
-}
-
 impl Bound {
     /// Binds `addr`. A stale unix socket, on which nobody listens, is replaced.
     ///
@@ -84,7 +80,11 @@ impl Bound {
     pub async fn bind(addr: &ListenAddr) -> Result<Self, ListenError> {
         let failed = |source| ListenError { addr: addr.to_string(), source };
         let socket = match addr {
-            ListenAddr::Tcp(addr) => Socket::Tcp(TcpListener::bind(addr).await.map_err(failed)?),
+            ListenAddr::Tcp(addr) => {
+                let listener = TcpListener::bind(addr).await.map_err(failed)?;
+                rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
+                Socket::Tcp(listener)
+            }
             ListenAddr::Unix(path) => {
                 remove_stale(path).await.map_err(failed)?;
                 let listener = UnixListener::bind(path).map_err(failed)?;
@@ -121,7 +121,7 @@ impl Bound {
         let server = Server::new(router, sockets, metrics, stop.clone());
         loop {
             tokio::select! {
-                () = server.accept(&self.socket) => {}
+                () = accept(&self.socket, &server) => {}
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
@@ -133,192 +133,20 @@ impl Bound {
     }
 }
 
-/// The file of a unix socket that this process has bound.
-struct OwnFile {
-    path: PathBuf,
-    id: Option<(u64, u64)>,
-}
-
-impl OwnFile {
-    fn of(path: &Path) -> Self {
-        OwnFile { path: path.to_owned(), id: file_id(path) }
-    }
-
-    /// Removes the file, unless another process has put its own in the place.
-    fn remove(&self) {
-        if self.id.is_some() && file_id(&self.path) == self.id {
-            let _ = std::fs::remove_file(&self.path);
+/// Takes the next connection.
+async fn accept(socket: &Socket, server: &Server) {
+    let accepted = match socket {
+        Socket::Tcp(listener) => listener.accept().await.map(|(stream, _peer)| {
+            // Small answers must not wait for a delayed acknowledgement.
+            let _ = stream.set_nodelay(true);
+            server.take(stream);
+        }),
+        Socket::Unix(listener, _) => {
+            listener.accept().await.map(|(stream, _peer)| server.take(stream))
         }
-    }
-}
-
-fn file_id(path: &Path) -> Option<(u64, u64)> {
-    let found = std::fs::symlink_metadata(path).ok()?;
-    Some((found.dev(), found.ino()))
-}
-
-/// A socket file that a dead process left is in the way of the next one; a live one is not touched.
-async fn remove_stale(path: &PathBuf) -> io::Result<()> {
-    match UnixStream::connect(path).await {
-        // Nobody listens: the one answer that says so. (A full backlog, for one, is an error, too.)
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        _ => {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                "another process listens there, or something else is there",
-            ));
-        }
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
-            std::fs::remove_file(path)
-        }
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path is not a socket")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// A connection, of either kind.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// Waits for the first byte, or the end.
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
-}
-
-impl Stream for TcpStream {
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
-        TcpStream::readable(self)
-    }
-}
-
-impl Stream for UnixStream {
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
-        UnixStream::readable(self)
-    }
-}
-
-struct Server {
-    service: TowerToHyperService<Router>,
-    builder: auto::Builder<TokioExecutor>,
-    connections: Arc<Semaphore>,
-    metrics: HttpMetrics,
-    graceful: GracefulShutdown,
-    sockets: Sockets,
-    stop: watch::Receiver<bool>,
-}
-
-impl Server {
-    fn new(
-        router: Router,
-        sockets: Sockets,
-        metrics: HttpMetrics,
-        stop: watch::Receiver<bool>,
-    ) -> Self {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(sockets.header_timeout)
-            .pipeline_flush(true);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(H2_STREAMS_MAX)
-            // A peer that is gone without a word is found by its silence.
-            .keep_alive_interval(H2_PING_EVERY)
-            .keep_alive_timeout(H2_PING_TIMEOUT);
-        Server {
-            service: TowerToHyperService::new(router),
-            builder,
-            connections: Arc::new(Semaphore::new(sockets.connections)),
-            metrics,
-            graceful: GracefulShutdown::new(),
-            sockets,
-            stop,
-        }
-    }
-
-    async fn accept(&self, socket: &Socket) {
-        let accepted = match socket {
-            Socket::Tcp(listener) => match listener.accept().await {
-                Ok((stream, _peer)) => {
-                    // Small answers must not wait for a delayed acknowledgement.
-                    let _ = stream.set_nodelay(true);
-                    self.connection(stream);
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            },
-            Socket::Unix(listener, _) => match listener.accept().await {
-                Ok((stream, _peer)) => {
-                    self.connection(stream);
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            },
-        };
-        if let Err(error) = accepted {
-            tracing::warn!(%error, "connection not accepted");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-        }
-    }
-
-    fn connection<S: Stream>(&self, mut stream: S) {
-        let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else {
-            self.metrics.connections_refused.inc();
-            tokio::spawn(async move {
-                let refuse = async {
-                    let _ = stream.write_all(FULL).await;
-                    let _ = stream.shutdown().await;
-                };
-                let _ = tokio::time::timeout(Duration::from_millis(250), refuse).await;
-            });
-            return;
-        };
-        let open = OpenConnection::new(&self.metrics);
-        let (builder, service) = (self.builder.clone(), self.service.clone());
-        let (watcher, mut stop) = (self.graceful.watcher(), self.stop.clone());
-        let patience = self.sockets.header_timeout;
-        tokio::spawn(async move {
-            // hyper starts its clock with the first byte; who sends none would hold a place for ever.
-            let speaks = tokio::select! {
-                ready = tokio::time::timeout(patience, stream.readable()) => matches!(ready, Ok(Ok(()))),
-                _ = stop.wait_for(|stop| *stop) => false,
-            };
-            if speaks {
-                let connection = builder.serve_connection(TokioIo::new(stream), service);
-                // A client that breaks off is not an event for the log.
-                if let Err(error) = watcher.watch(connection.into_owned()).await {
-                    tracing::debug!(error = %error, "connection ended with an error");
-                }
-            }
-            drop(open);
-            drop(place);
-        });
-    }
-
-    async fn finish(self, drain_timeout: Duration) -> usize {
-        let metrics = self.metrics.clone();
-        match tokio::time::timeout(drain_timeout, self.graceful.shutdown()).await {
-            Ok(()) => 0,
-            Err(_elapsed) => usize::try_from(metrics.connections.get()).unwrap_or(0),
-        }
-    }
-}
-
-/// Counts a connection for as long as it lives.
-struct OpenConnection(prometheus::IntGauge);
-
-impl OpenConnection {
-    fn new(metrics: &HttpMetrics) -> Self {
-        metrics.connections.inc();
-        OpenConnection(metrics.connections.clone())
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.dec();
+    };
+    if let Err(error) = accepted {
+        tracing::warn!(%error, "connection not accepted");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }

@@ -1,5 +1,6 @@
 //! Metrics of the data port.
 
+use super::listen::Reason;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Families of the data port. Routes are templates and statuses are numbers, so the labels are bounded.
@@ -8,6 +9,7 @@ pub struct HttpMetrics {
     requests: IntCounterVec,
     pub(super) connections: IntGauge,
     pub(super) connections_refused: IntCounter,
+    connections_closed: [IntCounter; Reason::ALL.len()],
 }
 
 impl HttpMetrics {
@@ -16,6 +18,13 @@ impl HttpMetrics {
     /// # Errors
     /// When the registry has one of the names already.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let closed = IntCounterVec::new(
+            Opts::new(
+                "balm_http_connections_closed_total",
+                "Connections that the server ended, by reason; those that clients ended are not counted.",
+            ),
+            &["reason"],
+        )?;
         let metrics = HttpMetrics {
             requests: IntCounterVec::new(
                 Opts::new(
@@ -32,11 +41,18 @@ impl HttpMetrics {
                 "balm_http_connections_refused_total",
                 "Connections answered 503 at once because http.max_connections were open.",
             )?,
+            connections_closed: Reason::ALL
+                .map(|reason| closed.with_label_values(&[reason.as_str()])),
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_refused.clone()))?;
+        registry.register(Box::new(closed))?;
         Ok(metrics)
+    }
+
+    pub(super) fn closed(&self, reason: Reason) {
+        self.connections_closed[reason as usize].inc();
     }
 
     pub(super) fn count(&self, route: &str, status: u16) {

@@ -1,6 +1,7 @@
 //! What happens around every request: its id, its count, its line in the access log.
 
 use super::State;
+use super::error::{ApiError, Panicked};
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
@@ -78,6 +79,10 @@ pub(super) async fn observe(
         state.0.access_log.then(|| (request.method().clone(), request.uri().path().to_owned()));
     let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
+    if response.extensions().get::<Panicked>().is_some() {
+        let failed = ApiError::Internal("a mistake of its own, while it handled this request");
+        response = failed.answer(Some(&id));
+    }
     let status = response.status().as_u16();
     state.0.metrics.count(route.as_ref().map_or("none", MatchedPath::as_str), status);
     response.headers_mut().insert(REQUEST_ID, id.0.clone());

@@ -1,6 +1,5 @@
 //! `POST /v1/models/{m}:predict`: the older, shorter dialect of TensorFlow Serving and KServe, for a person with curl.
 
-use super::State;
 use super::admit::Admitted;
 use super::answer;
 use super::body;
@@ -23,15 +22,7 @@ use tower::Service;
 
 /// The v1 predict handler, inside admission.
 #[derive(Clone)]
-pub(super) struct PredictV1 {
-    state: State,
-}
-
-impl PredictV1 {
-    pub(super) fn new(state: State) -> Self {
-        PredictV1 { state }
-    }
-}
+pub(super) struct PredictV1;
 
 impl Service<Admitted> for PredictV1 {
     type Response = Response<Body>;
@@ -43,21 +34,21 @@ impl Service<Admitted> for PredictV1 {
     }
 
     fn call(&mut self, admitted: Admitted) -> Self::Future {
-        Box::pin(predict(self.state.clone(), admitted))
+        Box::pin(predict(admitted))
     }
 }
 
-async fn predict(state: State, admitted: Admitted) -> Result<Response<Body>, ApiError> {
+async fn predict(admitted: Admitted) -> Result<Response<Body>, ApiError> {
     let Admitted { headers, body, serving, mut permit, deadline, class, arrived } = admitted;
     let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
-    let body = read(&state, &serving, body, &mut permit, limit).await?;
+    let body = read(&serving, body, &mut permit, limit).await?;
     let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
     let size = decoded_size(&serving, &mut permit, encoding.as_deref(), body.len())?;
     let decoding = {
         let serving = Arc::clone(&serving);
         move || prepare(&serving, &body, encoding.as_deref())
     };
-    let (inputs, form, bytes) = body::offload(size, decoding).await??;
+    let (inputs, form, bytes) = body::offload(size, limit, decoding).await??;
     if let Some(more) = bytes.checked_sub(permit.bytes()) {
         permit.reserve(more).map_err(PredictError::Shed)?;
     }
@@ -73,7 +64,7 @@ async fn predict(state: State, admitted: Admitted) -> Result<Response<Body>, Api
             encode_predict(form, &outputs)
         }
     };
-    let encoded = body::offload(size, encoding).await??;
+    let encoded = body::offload(size, None, encoding).await??;
     let mut response = Response::new(Body::from(encoded));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,6 +1,7 @@
 //! Bodies that come compressed: gzip, and deflate in the zlib container, which is what HTTP calls deflate.
 
-use super::error::{CodecError, Problem, clipped};
+use super::error::{CodecError, Problem};
+use balm_inference::clip::clipped;
 use bytes::Bytes;
 use flate2::bufread::{MultiGzDecoder, ZlibDecoder};
 use std::io::{BufRead, Read};

@@ -436,12 +436,3 @@ pub enum BytesProblem {
     #[error("says it is {0} bytes long, only {1} are left")]
     BeyondEnd(u32, usize),
 }
-
-/// Text that a client sent, short enough for an error message.
-pub(crate) fn clipped(text: &str) -> String {
-    const LONGEST: usize = 160;
-    match text.char_indices().nth(LONGEST) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}…", &text[..end]),
-    }
-}

@@ -5,10 +5,11 @@
 
 use super::DecodeLimits;
 use super::array::{Context, Elements, Level, Source, most_elements};
-use super::error::{BytesProblem, CodecError, Count, Problem, clipped};
+use super::error::{BytesProblem, CodecError, Count, Problem};
 use super::parameters::Parameters;
 use super::trail::Trail;
 use super::wire::{RequestSeed, Scope, WireInput, WireOutput, WireRequest};
+use balm_inference::clip::clipped;
 use balm_inference::contract::{Dimension, TensorSpec};
 use balm_inference::datatype::Datatype;
 use balm_inference::tensor::{NamedTensor, Tensor, TensorData, TensorError, element_count};

@@ -3,7 +3,8 @@
 //! serde gives an error a line and a column, a client needs the field. Each level of the parser adds its own
 //! segment while the error travels outwards, so a parse that succeeds pays nothing for it.
 
-use super::error::{CodecError, Problem, clipped};
+use super::error::{CodecError, Problem};
+use balm_inference::clip::clipped;
 use serde_json::error::Category;
 use std::borrow::Cow;
 use std::cell::RefCell;

@@ -527,6 +527,27 @@ class Server:
         self.wait_for(idle, "the in-flight gauges are 0", 10)
 
 
+    def peak_memory(self) -> int:
+        """The most memory that the process ever had resident, bytes."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("no VmHWM")
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the process has used. (The metric counts whole seconds.)"""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def closed(self, reason: str) -> float:
+        """Connections that the server ended for it."""
+        return self.metrics().one("balm_http_connections_closed_total", reason=reason)
+
+    def connections(self) -> float:
+        """Connections that are open."""
+        return self.metrics().one("balm_http_connections")
+
+
 # ===== files =====
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -211,22 +211,3 @@ def test_a_refused_connection_goes_on_to_serve(server: Server, held: Held) -> No
         wire.send(body)
         second = wire.answer()
     assert second and second.status == 200, second
-
-
-def test_connections_are_bounded_and_come_free(start: Callable[..., Server], repository: Repository) -> None:
-    repository.add("loop", onnx_models.loop())
-    server = start(repository.path, {"http": {"max_connections": 4}}).wait_started()
-    wires = [Wire(server.http) for _ in range(4)]
-    server.wait_for(lambda: server.metrics().one("balm_http_connections") == 4, "four connections are open")
-    with Wire(server.http) as fifth:
-        answer = fifth.answer()
-        assert answer and answer.status == 503
-        assert answer.headers["x-shed-reason"] == "connections" and answer.headers["Retry-After"]
-        assert "connections" in answer.json["error"]
-    assert server.metrics().one("balm_http_connections_refused_total") == 1
-    assert server.probe("/ready").status == 200, "the management port has connections of its own"
-    wires.pop().socket.close()
-    server.wait_for(lambda: server.metrics().one("balm_http_connections") == 3, "one is closed")
-    assert server.infer("loop", count_to(3)).status == 200
-    for wire in wires:
-        wire.socket.close()

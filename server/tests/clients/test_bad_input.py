@@ -534,14 +534,6 @@ def wide(elements: int) -> bytes:
     return text({"inputs": [{"name": "x", "datatype": "FP32", "shape": [elements], "data": [0] * elements}]})
 
 
-def peak_memory(server: Server) -> int:
-    """The most memory that the process ever had resident, bytes."""
-    for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no VmHWM")
-
-
 def test_an_announced_body_over_the_limit_is_413_before_it_is_sent(bounded: Server) -> None:
     with Wire(bounded.http) as wire:
         wire.head("POST", to("wide"), {"Content-Length": TIGHT_BYTES + 1})
@@ -574,11 +566,11 @@ def test_a_compressed_bomb_is_413_and_takes_no_memory(bounded: Server, encoding:
     megabyte = bytes(1 << 20)
     bomb = b"".join(packer.compress(megabyte) for _ in range(48)) + packer.flush()
     assert len(bomb) < TIGHT_BYTES
-    before = peak_memory(bounded)
+    before = bounded.peak_memory()
     answer = bounded.ask("POST", to("wide"), bomb, {"Content-Encoding": encoding})
     assert answer.status == 413, answer
     assert str(TIGHT_BYTES) in answer.error and "decompressed" in answer.error
-    assert peak_memory(bounded) - before < 8 << 20
+    assert bounded.peak_memory() - before < 8 << 20
 
 
 def test_a_truncated_upload_is_refused_and_leaves_nothing_behind(bounded: Server) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,6 +142,38 @@ def test_flags_outweigh_variables_which_outweigh_the_file(tmp_path: Path) -> Non
 def test_what_kubernetes_sets_for_a_service_is_no_mistake() -> None:
     env = {"BALM_PORT": "tcp://10.0.0.1:8000", "BALM_SERVICE_HOST": "10.0.0.1", "BALM_PORT_8000_TCP_ADDR": "10.0.0.1"}
     assert harness.run("check", harness.SHIPPED_MODELS, env=env).returncode == 0
+
+
+@pytest.mark.parametrize(("connections", "told"), [("500", False), ("501", True)])
+def test_more_connections_than_open_files_leave_room_for_are_told(connections: str, told: bool) -> None:
+    command = ["sh", "-c", 'ulimit -n 1000 && exec "$@"', "sh", str(harness.binary()), "check", str(harness.SHIPPED_MODELS)]
+    env = harness.environment({"BALM_HTTP_MAX_CONNECTIONS": connections})
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=harness.ROOT, env=env)
+    assert result.returncode == 0, result
+    assert ("http.max_connections = 501 does not fit into 1000 open files" in result.stdout) == told
+
+
+def test_the_limit_of_open_files_is_raised(start: START) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard and soft > 4096:
+        # What a child inherits can be lowered here and be raised there.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+    try:
+        server = start(harness.SHIPPED_MODELS).wait_started()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0] == hard
+
+
+def test_threads_and_cores_are_told(start: START, repository: Repository) -> None:
+    repository.add("wide", onnx_models.plus(1), settings="lanes = 3\n[session]\nthreads = 2\n")
+    server = start(repository.path, {"http": {"threads": 2}}).wait_started()
+    metrics = server.metrics()
+    assert 1 <= metrics.one("balm_cores") <= len(os.sched_getaffinity(0)), "a quota may lower it"
+    assert metrics.one("balm_http_threads") == 2
+    assert metrics.one("balm_model_lanes", model="wide", kind="wanted") == 3
+    assert metrics.one("balm_model_lane_threads", model="wide", version="1") == 2
+    assert " cores=" in server.stderr and " http_threads=2" in server.stderr
 
 
 def test_settings_of_a_model_are_used(start: START, repository: Repository) -> None:

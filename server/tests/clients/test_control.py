@@ -12,7 +12,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 import onnx_models
-from harness import Answer, Repository, Server, base64_text, json_input, sha256
+from harness import Answer, Repository, Server, Wire, base64_text, json_input, sha256
 
 X = np.array([1.0], np.float32)
 
@@ -35,6 +35,22 @@ def server(folder: Repository, tmp_path_factory: pytest.TempPathFactory) -> Iter
     finally:
         code = made.stop()
     assert code == 0, made.stderr
+
+
+def test_more_control_requests_than_places_are_turned_away_by_the_form_of_every_error(server: Server) -> None:
+    places = 32
+    wires = [Wire(server.http) for _ in range(places)]
+    for wire in wires:
+        wire.head("POST", "/v2/repository/index", {"Content-Length": 10})
+        wire.send(b"{")
+    server.wait_for(lambda: server.get("/v2").status == 503, "every place is taken")
+    refused = server.get("/v2/models/plus")
+    assert refused.status == 503 and "control" in refused.error
+    assert refused.json["code"] == "overloaded" and refused.headers["x-shed-reason"] == "control"
+    assert server.get("/v2/models/plus/ready").status == 200, "health has no such places"
+    for wire in wires:
+        wire.socket.close()
+    server.wait_for(lambda: server.get("/v2").status == 200, "the places are free")
 
 
 @pytest.fixture

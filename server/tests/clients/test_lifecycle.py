@@ -328,3 +328,12 @@ def test_an_answer_is_compressed_only_when_asked_for_and_only_as_clients_can_rea
         answer = shipped.infer("iris", features, headers={"Accept-Encoding": "identity"} | headers)
         assert answer.status == 200
         assert answer.headers["Content-Encoding"] == encoding, accept
+
+
+def test_a_large_answer_stays_plain(toys: Server) -> None:
+    """Packing it would keep everybody else on its thread waiting."""
+    for rows, encoding in {200: "gzip", 400: None}.items():
+        zeros = np.zeros((rows, 250), np.float32)
+        answer = toys.infer_binary("identity_fp32", ("x", "FP32", zeros), headers={"Accept-Encoding": "gzip"})
+        assert answer.status == 200
+        assert answer.headers["Content-Encoding"] == encoding, f"{zeros.nbytes} bytes"

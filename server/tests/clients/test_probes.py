@@ -103,7 +103,9 @@ def test_an_empty_repository_is_live_and_never_ready(start: START, repository: R
     server = start(repository.path).wait_settled()
     assert states(server, "/live", "/ready", "/startup", "/status") == [200, 503, 503, 200]
     assert "no model" in server.probe("/ready").json["reasons"][0]
-    assert server.get("/ready").status == 503
+    answer = server.get("/ready")
+    assert answer.status == 503 and "no model" in answer.error
+    assert answer.json["code"] == "server_not_ready" and answer.json["ready"] is False
     assert server.get("/live").status == 200
     assert server.infer("iris", json_input("x", "FP32", X)).status == 404
 
@@ -113,7 +115,9 @@ def test_a_repository_with_nothing_but_bad_models_is_live_and_never_ready(start:
     server = start(repository.path).wait_settled()
     assert states(server, "/live", "/ready", "/startup") == [200, 503, 503]
     assert "'bad'" in server.probe("/ready").json["reasons"][0]
-    assert server.get("/v2/models/bad/ready").status == 503
+    answer = server.get("/v2/models/bad/ready")
+    assert answer.status == 503 and answer.error
+    assert answer.json["code"] == "model_not_ready" and answer.json["name"] == "bad"
 
 
 # ===== starting =====
@@ -208,7 +212,9 @@ def test_a_further_model_that_fails_changes_nothing(start: START, repository: Re
     answer = server.load("bad")
     assert answer.status == 400 and "ONNX" in answer.error
     assert states(server, "/ready", "/live", "/startup") == [200, 200, 200]
-    assert server.get("/v2/models/bad/ready").status == 503
+    answer = server.get("/v2/models/bad/ready")
+    assert answer.status == 503 and answer.error
+    assert answer.json["code"] == "model_not_ready" and answer.json["name"] == "bad"
 
 
 def test_letting_a_model_go_is_a_choice_and_no_failure(start: START, repository: Repository) -> None:

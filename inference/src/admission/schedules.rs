@@ -1,4 +1,4 @@
-//! The gate under every schedule of a few threads: `cargo test -p balm-inference --features loom --lib admission::loom`.
+//! The gate under every schedule of a few threads: `cargo test -p balm-inference --features loom --lib admission::schedules`.
 
 use super::*;
 use loom::thread;
