@@ -153,6 +153,7 @@ async fn confirm(
             arrivals: vec![(0, Pattern { shape: Shape::Constant(rate), random: true })],
             sampled: false,
         }],
+        coalesce: Duration::ZERO,
         bucket: length,
         seed: 0,
         output_bytes: None,

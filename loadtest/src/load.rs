@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) protocol: Protocol,
     pub(crate) clients: Vec<Client>,
     pub(crate) phases: Vec<Phase>,
+    /// Requests whose moments lie within this go out together.
+    pub(crate) coalesce: Duration,
     /// Width of a bucket of the timeline.
     pub(crate) bucket: Duration,
     pub(crate) seed: u64,
@@ -86,6 +88,8 @@ pub(crate) struct Finished {
     /// Processor seconds of the generator's thread, by phase.
     pub(crate) seconds_busy: Vec<f64>,
     pub(crate) start: Instant,
+    /// How much of the phases there was.
+    pub(crate) length: Duration,
 }
 
 /// What every request has to do with.
@@ -109,13 +113,15 @@ pub(crate) async fn run(
     let start = Instant::now();
     let shared = Rc::new(Shared::new(plan, start)?);
     let local = LocalSet::new();
+    let planned: Duration = shared.plan.phases.iter().map(|phase| phase.length).sum();
     let (partial, seconds_busy) =
         local.run_until(drive(&shared, start, stop, phase_begins)).await?;
+    let length = start.elapsed().min(planned);
     // What is still on its way is given up, and with it the last other owners.
     drop(local);
     let shared = Rc::try_unwrap(shared)
         .map_err(|_| anyhow::anyhow!("requests are left that nobody waits for"))?;
-    Ok(Finished { recorder: shared.recorder.into_inner(), partial, seconds_busy, start })
+    Ok(Finished { recorder: shared.recorder.into_inner(), partial, seconds_busy, start, length })
 }
 
 async fn drive(
@@ -146,6 +152,7 @@ async fn send_all(
 ) -> Result<()> {
     let alarm = Alarm::new()?;
     let mut begin = start;
+    let mut woken = start;
     let mut used = thread_seconds();
     for (index, phase) in shared.plan.phases.iter().enumerate() {
         phase_begins(index);
@@ -153,7 +160,8 @@ async fn send_all(
         for (offset, client) in Merged::new(phase, shared.plan.seed, index) {
             let intended = begin + offset;
             if Instant::now() < intended {
-                alarm.until(intended).await?;
+                alarm.until(intended.max(woken + shared.plan.coalesce)).await?;
+                woken = Instant::now();
                 burst = 0;
             } else {
                 burst += 1;

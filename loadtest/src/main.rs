@@ -42,6 +42,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
 
 use crate::cli::{BenchArgs, CapacityArgs, Cli, Command, ReportArgs, RunArgs, WatchArgs};
 use crate::result::{RunResult, SCHEMA, html, table};
@@ -57,7 +58,8 @@ fn main() -> ExitCode {
     };
     // The bench has one status for all that goes wrong.
     let code = if matches!(cli.command, Command::Bench(_)) { 1 } else { CANNOT_BEGIN };
-    match runtime.block_on(run(cli)) {
+    // HTTP/2 connections are driven beside whoever asks on them, on this thread.
+    match runtime.block_on(LocalSet::new().run_until(run(cli))) {
         Ok(code) => code.into(),
         Err(error) => failed(&error, code),
     }

@@ -144,7 +144,7 @@ impl Runner<'_> {
             target: facts(&scenario.target, &subject),
             machine: self.machine,
             begun,
-            seconds: scenario.length().as_secs_f64(),
+            seconds: finished.length.as_secs_f64(),
             verdict: Verdict::of(partial, !limited.is_empty(), &expectations),
             partial: finished.partial.take(),
             generator_limited: limited,
@@ -250,6 +250,7 @@ impl Runner<'_> {
             protocol: subject.protocol,
             clients: scenario.clients.iter().map(client).collect::<Result<_>>()?,
             phases: scenario.phases.iter().map(phase).collect(),
+            coalesce: scenario.coalesce,
             bucket: bucket.max(length / BUCKETS_MAX),
             seed: scenario.seed,
             output_bytes: subject.output_bytes(),
@@ -336,3 +337,6 @@ fn facts(target: &scenario::Target, subject: &Subject) -> TargetFacts {
         request_bytes: subject.request_bytes,
     }
 }
+
+#[cfg(test)]
+mod tests;

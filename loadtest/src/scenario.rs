@@ -30,6 +30,9 @@ pub(crate) struct Scenario {
     pub(crate) seed: u64,
     /// Width of a bucket of the timeline; none leaves the choice to the run.
     pub(crate) bucket: Option<Duration>,
+    /// Requests whose moments lie within this go out together: the generator is woken less often, and is later by as
+    /// much. Where it shares its cores with the target, that leaves the target more of them.
+    pub(crate) coalesce: Duration,
     pub(crate) target: Target,
     pub(crate) capacity: Capacity,
     pub(crate) clients: Vec<Client>,

@@ -11,7 +11,7 @@ use crate::recovery;
 use crate::result::{Capacity, Counts, Generator, Latencies, Phase, Probes, Recovery, RunResult};
 use crate::scenario::Scenario;
 
-/// The phases of a run, in all and by client.
+/// The phases of a run, in all and by client; of one that was cut short, as much as there was.
 pub(crate) fn phases(scenario: &Scenario, finished: &Finished) -> Result<Vec<Phase>> {
     let mut phases = Vec::with_capacity(scenario.phases.len());
     let mut start_s = 0.0;
@@ -29,7 +29,12 @@ pub(crate) fn phases(scenario: &Scenario, finished: &Finished) -> Result<Vec<Pha
                 clients.insert(client.name.clone(), counts(tally));
             }
         }
-        let seconds = phase.length.as_secs_f64();
+        let rest = (finished.length.as_secs_f64() - start_s).max(0.0);
+        let seconds = phase.length.as_secs_f64().min(rest);
+        if seconds <= 0.0 {
+            // The run ended before it.
+            break;
+        }
         let busy = finished.seconds_busy.get(index);
         phases.push(Phase {
             name: phase.name.clone(),
@@ -43,7 +48,7 @@ pub(crate) fn phases(scenario: &Scenario, finished: &Finished) -> Result<Vec<Pha
         });
         start_s += seconds;
     }
-    for (index, phase) in scenario.phases.iter().enumerate() {
+    for (index, phase) in scenario.phases.iter().enumerate().take(phases.len()) {
         let Some(wanted) = &phase.recovery else { continue };
         let baseline = phases.iter().find(|phase| phase.name == wanted.baseline);
         let p99 = baseline.and_then(|phase| phase.total.accepted_latency).map(|ms| ms.p99);

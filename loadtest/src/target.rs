@@ -128,10 +128,10 @@ impl Server {
         self.management
     }
 
-    /// How it has ended, if it has, with the end of its log.
+    /// How it has ended, if it has.
     pub(crate) fn ended(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok().flatten()?;
-        Some(format!("the server has ended: {status}\n{}", last_words(&self.log)))
+        Some(format!("the server has ended: {status}"))
     }
 
     /// The end of its log.

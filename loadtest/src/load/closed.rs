@@ -71,10 +71,7 @@ pub(crate) async fn measure(subject: &Subject, at_once: usize, length: Duration)
                         Ok(Err(error)) => chain(&error),
                         Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
                     };
-                    let mut refused = refused.borrow_mut();
-                    refused.0 += 1;
-                    refused.1 = refusal;
-                    drop(refused);
+                    refused.replace_with(|(count, _)| (*count + 1, refusal));
                     sleep(PAUSE).await;
                 }
             })

@@ -22,6 +22,7 @@ fn plan(address: SocketAddr, rate: f64) -> Plan {
             arrivals: vec![(0, Pattern { shape: Shape::Constant(rate), random: false })],
             sampled: false,
         }],
+        coalesce: Duration::ZERO,
         bucket: Duration::from_millis(50),
         seed: 1,
         output_bytes: None,
@@ -123,6 +124,17 @@ async fn answers_of_another_size_are_wrong_and_late_ones_late() {
     plan.clients[0].deadline = Some(Duration::ZERO);
     let tally = ran(plan).await.recorder.tallies[0][0].clone();
     assert_eq!((tally.accepted, tally.wrong, tally.late, tally.good_within), (10, 10, 10, 0));
+}
+
+#[tokio::test]
+async fn requests_that_go_out_together_are_none_the_fewer() {
+    let address = scripted(OK.to_vec(), b"end", usize::MAX).await;
+    let mut plan = plan(address, 500.0);
+    plan.coalesce = Duration::from_millis(20);
+    let finished = ran(plan).await;
+    assert_eq!(finished.recorder.tallies[0][0].accepted, 100);
+    // That they wait for each other is not hidden.
+    assert!(finished.recorder.lags_us[0].value_at_quantile(0.5) > 5000);
 }
 
 #[test]

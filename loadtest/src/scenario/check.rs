@@ -77,6 +77,7 @@ impl Checker {
             bucket: raw
                 .bucket_ms
                 .map(|ms| self.millis("bucket_ms", i64::try_from(ms).ok(), (50, 60_000), 1000)),
+            coalesce: self.millis("coalesce_us", raw.coalesce_us, (0, 20_000), 0) / 1000,
             target: self.target(raw.target),
             capacity: self.capacity(&raw.capacity),
             clients,

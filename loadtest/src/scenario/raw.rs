@@ -17,6 +17,7 @@ pub(super) struct Scenario {
     #[serde(default)]
     pub(super) seed: u64,
     pub(super) bucket_ms: Option<u64>,
+    pub(super) coalesce_us: Option<i64>,
     pub(super) target: Target,
     #[serde(default)]
     pub(super) capacity: Capacity,
