@@ -51,11 +51,14 @@ pub(crate) async fn run(args: &RunArgs, stop: impl Future<Output = String>) -> R
     let ran = Runner { args, scenario: &scenario, progress: &progress, machine }
         .run(&mut host, stop)
         .await;
-    let result = match ran {
+    let mut result = match ran {
         Ok(result) => result,
         Err(error) => return Err(host.explain(error)),
     };
-    host.stop().await?;
+    // What was measured stands, however the server takes its leave.
+    if let Err(error) = host.stop().await {
+        result.notes.push(format!("{error:#}"));
+    }
     Ok(result)
 }
 
