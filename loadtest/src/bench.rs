@@ -121,7 +121,8 @@ fn settings(plan: &BenchPlan, measurand: &Measurand) -> target::Settings {
         program: plan.balm.clone(),
         library: plan.library.clone(),
         repository: measurand.alone.repository(),
-        lanes: plan.lanes,
+        lanes: Some(plan.lanes),
+        config: None,
         log: measurand.alone.beside("server.log"),
     }
 }
@@ -163,7 +164,7 @@ mod tests {
             arguments.extend([flag.to_owned(), path(flag)]);
         }
         for (flag, remedy) in needed {
-            let Command::Bench(args) = Cli::parse_from(&arguments).command;
+            let Command::Bench(args) = Cli::parse_from(&arguments).command else { unreachable!() };
             let error = run(&args).await.unwrap_err().to_string();
             assert!(error.contains(flag) && error.contains(remedy), "{error}");
             fs::write(path(flag), "").unwrap();

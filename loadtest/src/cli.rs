@@ -1,5 +1,7 @@
 //! The command line.
 
+mod load;
+
 use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +10,10 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::closed_loop::Plan;
+
+pub(crate) use load::{
+    CapacityArgs, EncodingArg, ProtocolArg, ReportArgs, RunArgs, TargetArgs, WatchArgs,
+};
 
 const ROUNDS_MAX: u32 = 50;
 const CONNECTIONS_MAX: u32 = 1024;
@@ -26,6 +32,15 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Measures `balm serve` beside ONNX Runtime alone and beside a route that does nothing.
     Bench(BenchArgs),
+    /// Runs a scenario against a server: open loop, with expectations. Ends with 0 when they are met, 1 when one is
+    /// not, 2 when it could not begin, 3 when the generator was the bottleneck.
+    Run(RunArgs),
+    /// Finds how much a server carries.
+    Capacity(CapacityArgs),
+    /// Polls probes as a kubelet does, and says what it would have done.
+    Watch(WatchArgs),
+    /// Makes a report of a result again.
+    Report(ReportArgs),
 }
 
 /// Arguments of `balm-loadtest bench`.
@@ -154,8 +169,8 @@ mod tests {
 
     fn plan(arguments: &[&str]) -> Result<BenchPlan, String> {
         let arguments = ["balm-loadtest", "bench"].iter().chain(arguments);
-        let Cli { command: Command::Bench(args) } =
-            Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
+        let cli = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
+        let Command::Bench(args) = cli.command else { unreachable!() };
         args.plan(2).map_err(|error| error.to_string())
     }
 

@@ -9,12 +9,17 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::{Request, StatusCode};
+use hyper::header::CONNECTION;
+use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::oip::HEADER_LENGTH;
+
+/// This machine has no port left to connect from.
+pub(crate) const OUT_OF_PORTS: &str = "out_of_ports";
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +30,9 @@ pub(crate) enum ExchangeError {
     Http(#[from] hyper::Error),
     #[error("the server has closed the connection")]
     Closed,
+    /// Not tried: it has just been tried in vain.
+    #[error("no connection to {0} a moment ago")]
+    Down(SocketAddr),
 }
 
 /// A whole answer.
@@ -34,6 +42,8 @@ pub(crate) struct Reply {
     /// How many bytes of the body are JSON, where the answer says so.
     pub(crate) header_length: Option<usize>,
     pub(crate) body: Bytes,
+    /// The server goes on with this connection.
+    pub(crate) keep: bool,
 }
 
 /// An open connection on which one exchange follows the other.
@@ -44,6 +54,36 @@ pub(crate) struct Connection {
 }
 
 type Driver = Pin<Box<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>>;
+
+// ===== impl ExchangeError =====
+
+impl ExchangeError {
+    /// The request was never written: the server had closed the connection while nobody used it.
+    pub(crate) fn is_stale(&self) -> bool {
+        match self {
+            ExchangeError::Closed => true,
+            ExchangeError::Http(error) => error.is_canceled(),
+            ExchangeError::Connect(..) | ExchangeError::Down(_) => false,
+        }
+    }
+
+    /// In a word, for counting.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            ExchangeError::Connect(_, error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => "refused",
+                io::ErrorKind::ConnectionReset => "reset",
+                // No port, or no file descriptor, is left: that is this side's fault.
+                io::ErrorKind::AddrNotAvailable => OUT_OF_PORTS,
+                _ => "connect",
+            },
+            ExchangeError::Http(error) if error.is_incomplete_message() => "cut_off",
+            ExchangeError::Http(_) => "reset",
+            ExchangeError::Closed => "closed",
+            ExchangeError::Down(_) => "down",
+        }
+    }
+}
 
 // ===== impl Connection =====
 
@@ -56,6 +96,11 @@ impl Connection {
         Ok(Connection { sender, driver: Some(Box::pin(driver)) })
     }
 
+    /// Whether the server may still answer on it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.driver.is_some()
+    }
+
     /// Sends the request and reads the answer to its end.
     pub(crate) async fn exchange(
         &mut self,
@@ -63,15 +108,7 @@ impl Connection {
     ) -> Result<Reply, ExchangeError> {
         let driver = self.driver.as_mut().ok_or(ExchangeError::Closed)?;
         let sender = &mut self.sender;
-        let whole = async {
-            let (head, body) = sender.send_request(request).await?.into_parts();
-            let header_length = head.headers.get(HEADER_LENGTH);
-            Ok(Reply {
-                status: head.status,
-                header_length: header_length.and_then(|value| value.to_str().ok()?.parse().ok()),
-                body: body.collect().await?.to_bytes(),
-            })
-        };
+        let whole = async { Reply::read(sender.send_request(request).await?).await };
         tokio::pin!(whole);
         tokio::select! {
             biased;
@@ -87,6 +124,19 @@ impl Connection {
 }
 
 impl Reply {
+    /// Reads the answer to its end.
+    pub(crate) async fn read(response: Response<Incoming>) -> Result<Reply, ExchangeError> {
+        let (head, body) = response.into_parts();
+        let header_length = head.headers.get(HEADER_LENGTH);
+        let closes = head.headers.get(CONNECTION).is_some_and(|value| value == "close");
+        Ok(Reply {
+            status: head.status,
+            header_length: header_length.and_then(|value| value.to_str().ok()?.parse().ok()),
+            keep: !closes && head.version == Version::HTTP_11,
+            body: body.collect().await?.to_bytes(),
+        })
+    }
+
     /// The status, and the beginning of the body if that is text.
     pub(crate) fn excerpt(&self) -> String {
         let start = &self.body[..self.body.len().min(300)];

@@ -44,6 +44,12 @@ pub(crate) struct Reading {
     machine: f64,
 }
 
+/// Processor seconds that the calling thread has used.
+pub(crate) fn thread_seconds() -> f64 {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
+}
+
 // ===== impl Usage, Reading =====
 
 impl Usage {

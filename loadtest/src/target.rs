@@ -37,8 +37,10 @@ pub(crate) struct Settings {
     pub(crate) library: PathBuf,
     /// The model repository.
     pub(crate) repository: PathBuf,
-    /// Sessions per model.
-    pub(crate) lanes: usize,
+    /// Sessions per model, with one thread each; else it is the server's own choice.
+    pub(crate) lanes: Option<usize>,
+    /// Its configuration.
+    pub(crate) config: Option<PathBuf>,
     /// Where its log goes.
     pub(crate) log: PathBuf,
 }
@@ -50,6 +52,7 @@ pub(crate) struct Server {
     begun: Instant,
     log: PathBuf,
     address: SocketAddr,
+    management: SocketAddr,
 }
 
 // ===== impl Settings =====
@@ -57,14 +60,17 @@ pub(crate) struct Server {
 impl Settings {
     /// What the server is told by its environment. The bench is to measure the server as it is, so only what both
     /// sides of a comparison must have in common is set: lanes and threads, the library, and the no-op route.
-    fn variables(&self) -> [(&'static str, OsString); 5] {
-        [
+    fn variables(&self) -> Vec<(&'static str, OsString)> {
+        let mut variables = vec![
             ("ORT_DYLIB_PATH", self.library.clone().into()),
-            ("BALM_DEFAULTS_LANES", self.lanes.to_string().into()),
-            ("BALM_DEFAULTS_THREADS", "1".into()),
             ("BALM_HTTP_NOOP_ROUTE", "true".into()),
             ("BALM_LIFECYCLE_DRAIN_DELAY_MS", "0".into()),
-        ]
+        ];
+        if let Some(lanes) = self.lanes {
+            variables.push(("BALM_DEFAULTS_LANES", lanes.to_string().into()));
+            variables.push(("BALM_DEFAULTS_THREADS", "1".into()));
+        }
+        variables
     }
 
     fn command(&self) -> Result<Command> {
@@ -78,6 +84,7 @@ impl Settings {
             .arg("serve")
             .arg("--models")
             .arg(&self.repository)
+            .args(self.config.iter().flat_map(|config| ["--config".as_ref(), config.as_os_str()]))
             .args(["--http-addr", "127.0.0.1:0", "--management-addr", "127.0.0.1:0"])
             .envs(self.variables())
             .stdin(Stdio::null())
@@ -102,18 +109,34 @@ impl Server {
         let mut child = command.spawn().with_context(|| settings.program.display().to_string())?;
         let process = child.id().context("the server has ended at once")?;
         let stdout = child.stdout.take().context("stdout of the server is not a pipe")?;
-        let address = match timeout(START_LIMIT, announced(stdout)).await {
-            Ok(Ok(address)) => address,
+        let (address, management) = match timeout(START_LIMIT, announced(stdout)).await {
+            Ok(Ok(addresses)) => addresses,
             Ok(Err(error)) => bail!("{error:#}\n{}", last_words(&settings.log)),
             Err(_) => {
                 bail!("the server does not say where it listens\n{}", last_words(&settings.log))
             }
         };
-        Ok(Server { child, process, begun, log: settings.log.clone(), address })
+        Ok(Server { child, process, begun, log: settings.log.clone(), address, management })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it answers probes.
+    pub(crate) fn management(&self) -> SocketAddr {
+        self.management
+    }
+
+    /// How it has ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(format!("the server has ended: {status}"))
+    }
+
+    /// The end of its log.
+    pub(crate) fn last_words(&self) -> String {
+        last_words(&self.log)
     }
 
     pub(crate) fn process(&self) -> u32 {
@@ -184,32 +207,41 @@ enum Answer {
     NotYet(String),
 }
 
-/// Reads the server's lines up to the one that names its address, and goes on reading in the background: a full pipe
+/// Reads the server's lines up to those that name its addresses, and goes on reading in the background: a full pipe
 /// would stop the server.
-async fn announced(stdout: impl AsyncRead + Unpin + Send + 'static) -> Result<SocketAddr> {
+async fn announced(
+    stdout: impl AsyncRead + Unpin + Send + 'static,
+) -> Result<(SocketAddr, SocketAddr)> {
     let mut lines = BufReader::new(stdout).lines();
+    let (mut http, mut management) = (None, None);
     while let Some(line) = lines.next_line().await? {
-        if let Some(address) = http_address(&line) {
-            let address = loopback(address)?;
+        for (what, found) in [("http", &mut http), ("management", &mut management)] {
+            if let Some(address) = address_of(what, &line) {
+                *found = Some(loopback(address)?);
+            }
+        }
+        if let (Some(http), Some(management)) = (http, management) {
             tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-            return Ok(address);
+            return Ok((http, management));
         }
     }
     bail!("the server has ended before it listened")
 }
 
 /// The address in a line such as `http      http://127.0.0.1:8000`.
-fn http_address(line: &str) -> Option<&str> {
-    let (what, address) = line.split_once(char::is_whitespace)?;
-    if what == "http" { address.trim().strip_prefix("http://") } else { None }
+fn address_of<'a>(what: &str, line: &'a str) -> Option<&'a str> {
+    let (found, address) = line.split_once(char::is_whitespace)?;
+    if found == what { address.trim().strip_prefix("http://") } else { None }
 }
 
 /// Load is made here and stays here: a slip of the keyboard must not become an attack on somebody's server.
-fn loopback(address: &str) -> Result<SocketAddr> {
+pub(crate) fn loopback(address: &str) -> Result<SocketAddr> {
     let parsed: SocketAddr = address
+        .strip_prefix("http://")
+        .unwrap_or(address)
         .trim_end_matches('/')
         .parse()
-        .with_context(|| format!("not an address: {address:?}"))?;
+        .with_context(|| format!("not an address such as http://127.0.0.1:8000: {address:?}"))?;
     if !parsed.ip().is_loopback() {
         bail!("{parsed} is not on loopback: this program loads nothing but its own machine");
     }
@@ -234,15 +266,18 @@ mod tests {
 
     #[test]
     fn lines_that_name_the_address() {
-        assert_eq!(http_address("http      http://127.0.0.1:40123"), Some("127.0.0.1:40123"));
-        assert_eq!(http_address("management http://127.0.0.1:1"), None);
-        assert_eq!(http_address("http"), None);
-        assert_eq!(http_address("http unix:/run/balm.sock"), None);
+        let http = |line| address_of("http", line);
+        assert_eq!(http("http      http://127.0.0.1:40123"), Some("127.0.0.1:40123"));
+        assert_eq!(http("management http://127.0.0.1:1"), None);
+        assert_eq!(address_of("management", "management http://127.0.0.1:1"), Some("127.0.0.1:1"));
+        assert_eq!(http("http"), None);
+        assert_eq!(http("http unix:/run/balm.sock"), None);
     }
 
     #[test]
     fn nothing_but_loopback() {
         assert_eq!(loopback("127.0.0.1:80/").unwrap().port(), 80);
+        assert_eq!(loopback("http://127.0.0.1:80").unwrap().port(), 80);
         assert_eq!(loopback("[::1]:80").unwrap().port(), 80);
         for elsewhere in ["0.0.0.0:80", "10.0.0.1:80", "[2001:db8::1]:80", "[::ffff:10.0.0.1]:80"] {
             let error = loopback(elsewhere).unwrap_err().to_string();
@@ -255,8 +290,10 @@ mod tests {
     async fn the_address_is_read_off_the_output() {
         let output: &[u8] =
             b"balm 0.1.0\nhttp      http://127.0.0.1:5\nmanagement http://127.0.0.1:6\n";
-        assert_eq!(announced(output).await.unwrap().port(), 5);
-        let error = announced(&b"balm 0.1.0\n"[..]).await.unwrap_err();
+        let (http, management) = announced(output).await.unwrap();
+        assert_eq!((http.port(), management.port()), (5, 6));
+        let error =
+            announced(&b"balm 0.1.0\nhttp      http://127.0.0.1:5\n"[..]).await.unwrap_err();
         assert_eq!(error.to_string(), "the server has ended before it listened");
     }
 
@@ -265,7 +302,8 @@ mod tests {
             program: program.into(),
             library: "lib.so".into(),
             repository: folder.into(),
-            lanes: 2,
+            lanes: Some(2),
+            config: None,
             log: folder.join("log"),
         }
     }

@@ -62,7 +62,8 @@ def toy_repository(path: Path) -> Repository:
     repository.add("simple", onnx_models.sum_and_difference())
     repository.add("add_any", onnx_models.add_any())
     repository.add("gather", onnx_models.gather())
-    repository.add("loop", onnx_models.loop())
+    # Whoever waits behind an endless run is to wait for as long as a test likes.
+    repository.add("loop", onnx_models.loop(), settings="[limits]\nmax_wait_ms = 60000\n")
     repository.add("chain", onnx_models.matmul_chain())
     model, weights = onnx_models.external()
     repository.add("external", model, files={"weights.bin": weights})
