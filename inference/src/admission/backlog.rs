@@ -61,14 +61,14 @@ impl Patience {
 #[derive(Clone, Copy, Debug)]
 struct View {
     class: Class,
-    /// Prices of those that go before it, and of all.
+    /// Prices of those that go before it.
     ahead_ns: u64,
-    all_ns: u64,
     /// Those inside.
     requests: u64,
     lanes: u64,
     bound: Duration,
     price_ns: u64,
+    run: Duration,
     run_p95: Duration,
     /// What its client has inside, and how many clients are here.
     client_ns: u64,
@@ -80,17 +80,15 @@ struct View {
 /// Whether one more comes in.
 fn verdict(view: &View) -> Result<(), ShedReason> {
     let bound_ns = nanoseconds(view.bound);
-    // A lane that is free is nobody's queue.
-    let wait = |ns: u64| if view.requests < view.lanes { 0 } else { ns / view.lanes };
+    let ahead_ns = wait_ns(view.ahead_ns, view.requests, view.lanes, view.run);
     let client_ns = view.client_ns.saturating_add(view.price_ns) / view.lanes;
     if view.client_ns > 0
         && view.here > 1
-        && wait(view.all_ns) > bound_ns / FAIR_FROM_PART
+        && ahead_ns > bound_ns / FAIR_FROM_PART
         && client_ns > share_ns(bound_ns, view.here)
     {
         return Err(ShedReason::ClientShare);
     }
-    let ahead_ns = wait(view.ahead_ns);
     if ahead_ns > bound_ns / 100 * view.class.patience_percent() {
         return Err(ShedReason::Wait);
     }
@@ -99,6 +97,15 @@ fn verdict(view: &View) -> Result<(), ShedReason> {
         return Err(ShedReason::Infeasible);
     }
     Ok(())
+}
+
+/// The wait behind `ahead_ns` of requests: a lane that is free is nobody's queue, and those that are not have half of a run behind
+/// them on average.
+fn wait_ns(ahead_ns: u64, requests: u64, lanes: u64, run: Duration) -> u64 {
+    if requests < lanes {
+        return 0;
+    }
+    (ahead_ns / lanes).saturating_sub(nanoseconds(run) / 2)
 }
 
 /// How long a request may have waited when a lane takes it up: CoDel's two time-outs (RFC 8289, in the form of "Fail at Scale").
@@ -160,11 +167,11 @@ impl Backlog {
         verdict(&View {
             class,
             ahead_ns: self.ahead_ns(class),
-            all_ns: self.ahead_ns(Class::BestEffort),
             requests: self.requests.load(Ordering::Relaxed),
             lanes: self.lanes(),
             bound: self.bound(),
             price_ns,
+            run: self.estimates.run_mean(),
             run_p95: self.estimates.run_p95(length, now_ms),
             client_ns: self.clients.backlog_ns(client),
             here,
@@ -206,7 +213,7 @@ impl Backlog {
         let others = self.requests.load(Ordering::Relaxed).saturating_sub(1);
         // Those of its own class that came later are counted, too; the difference is what was let in while its body was read.
         let ahead_ns = self.ahead_ns(entry.class).saturating_sub(entry.price_ns);
-        let wait = if others < self.lanes() { 0 } else { ahead_ns / self.lanes() };
+        let wait = wait_ns(ahead_ns, others, self.lanes(), self.estimates.run_mean());
         let needed = Duration::from_nanos(wait) + run_p95;
         if run_p95.is_zero() || needed <= remaining { Ok(()) } else { Err(ShedReason::Infeasible) }
     }
@@ -228,10 +235,9 @@ impl Backlog {
 
     /// The wait that a request of `class` would find.
     pub fn wait(&self, class: Class) -> Duration {
-        if self.requests.load(Ordering::Relaxed) < self.lanes() {
-            return Duration::ZERO;
-        }
-        Duration::from_nanos(self.ahead_ns(class) / self.lanes())
+        let requests = self.requests.load(Ordering::Relaxed);
+        let run = self.estimates.run_mean();
+        Duration::from_nanos(wait_ns(self.ahead_ns(class), requests, self.lanes(), run))
     }
 
     /// The longest wait that a critical request may find.
@@ -279,11 +285,11 @@ mod tests {
         View {
             class: Class::Default,
             ahead_ns: 40 * MS,
-            all_ns: 40 * MS,
             requests: 2,
             lanes: 2,
             bound: Duration::from_millis(200),
             price_ns: 20 * MS,
+            run: Duration::from_millis(20),
             run_p95: Duration::from_millis(25),
             client_ns: 0,
             here: 1,
@@ -295,24 +301,24 @@ mod tests {
     fn the_wait_decides_by_class() {
         let table = [
             // ms of lanes ahead, class → verdict
-            (319, Class::Default, Ok(())),
-            (321, Class::Default, Err(ShedReason::Wait)),
-            (399, Class::Critical, Ok(())),
-            (401, Class::Critical, Err(ShedReason::Wait)),
-            (159, Class::Sheddable, Ok(())),
-            (161, Class::Sheddable, Err(ShedReason::Wait)),
-            (39, Class::BestEffort, Ok(())),
-            (41, Class::BestEffort, Err(ShedReason::Wait)),
+            (339, Class::Default, Ok(())),
+            (341, Class::Default, Err(ShedReason::Wait)),
+            (419, Class::Critical, Ok(())),
+            (421, Class::Critical, Err(ShedReason::Wait)),
+            (179, Class::Sheddable, Ok(())),
+            (181, Class::Sheddable, Err(ShedReason::Wait)),
+            (59, Class::BestEffort, Ok(())),
+            (61, Class::BestEffort, Err(ShedReason::Wait)),
         ];
         for (ahead, class, expected) in table {
-            let view = View { class, ahead_ns: ahead * MS, all_ns: ahead * MS, ..view() };
+            let view = View { class, ahead_ns: ahead * MS, ..view() };
             assert_eq!(verdict(&view), expected, "{ahead} ms, {class}");
         }
     }
 
     #[test]
     fn a_free_lane_is_nobodys_queue() {
-        let long = View { ahead_ns: 3_000 * MS, all_ns: 3_000 * MS, ..view() };
+        let long = View { ahead_ns: 3_000 * MS, ..view() };
         assert_eq!(verdict(&View { requests: 1, ..long }), Ok(()));
         assert_eq!(verdict(&View { requests: 2, ..long }), Err(ShedReason::Wait));
     }
@@ -320,20 +326,20 @@ mod tests {
     #[test]
     fn a_deadline_that_cannot_be_kept_is_refused_at_once() {
         let of = |remaining_ms| View { remaining: Duration::from_millis(remaining_ms), ..view() };
-        assert_eq!(verdict(&of(47)), Ok(()), "20 ms of waiting, 25 of running, 2 for the rest");
-        assert_eq!(verdict(&of(46)), Err(ShedReason::Infeasible));
+        assert_eq!(verdict(&of(37)), Ok(()), "10 ms of waiting, 25 of running, 2 for the rest");
+        assert_eq!(verdict(&of(36)), Err(ShedReason::Infeasible));
         assert_eq!(verdict(&View { run_p95: Duration::ZERO, ..of(1) }), Ok(()), "nothing known");
     }
 
     #[test]
     fn who_has_more_than_a_share_is_told_so() {
         // 200 ms of two lanes, eleven clients: 36 ms each.
-        let crowd = View { here: 11, ahead_ns: 150 * MS, all_ns: 150 * MS, ..view() };
+        let crowd = View { here: 11, ahead_ns: 150 * MS, ..view() };
         assert_eq!(verdict(&View { client_ns: 40 * MS, ..crowd }), Ok(()));
         assert_eq!(verdict(&View { client_ns: 60 * MS, ..crowd }), Err(ShedReason::ClientShare));
         let first = View { client_ns: 0, price_ns: 500 * MS, ..crowd };
         assert_eq!(verdict(&first), Ok(()), "one request is everybody's");
-        let short = View { all_ns: 90 * MS, ahead_ns: 90 * MS, client_ns: 80 * MS, ..crowd };
+        let short = View { ahead_ns: 90 * MS, client_ns: 80 * MS, ..crowd };
         assert_eq!(verdict(&short), Ok(()), "a short queue is nobody's trouble");
         let alone = View { here: 1, client_ns: 150 * MS, ..crowd };
         assert_eq!(verdict(&alone), Ok(()), "alone, all of it");
@@ -379,7 +385,9 @@ mod tests {
         assert_eq!(backlog.total_ns(), second.price_ns);
         backlog.change(&mut first, Class::Critical, 30 * MS);
         assert_eq!(backlog.ahead_ns(Class::Critical), 30 * MS);
-        assert_eq!(backlog.wait(Class::Default).as_nanos(), u128::from(30 * MS + second.price_ns));
+        let ahead = 30 * MS + second.price_ns;
+        let half = nanoseconds(backlog.estimates.run_mean()) / 2;
+        assert_eq!(backlog.wait(Class::Default), Duration::from_nanos(ahead - half));
         backlog.leave(&first);
         backlog.leave(&second);
         assert_eq!((backlog.total_ns(), backlog.clients.backlog_ns(Client::of(7))), (0, 0));
