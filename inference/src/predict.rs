@@ -153,6 +153,8 @@ pub(crate) struct Job {
     pub(crate) rows: usize,
     /// Whether it may share a run.
     pub(crate) joins: bool,
+    /// Whether it was in a run that died of another: then the wait since is not its fault.
+    pub(crate) innocent: bool,
     pub(crate) shape: Shape,
     pub(crate) deadline: Deadline,
     pub(crate) queued_at: Instant,

@@ -213,6 +213,7 @@ impl Serving {
             outputs,
             rows,
             joins: common.is_some(),
+            innocent: false,
             shape,
             deadline,
             queued_at: now,
