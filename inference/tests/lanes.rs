@@ -181,6 +181,9 @@ impl House {
     fn new(lanes: usize) -> Self {
         let repository = tempfile::tempdir().unwrap();
         add_version(repository.path(), "m", 1, "iris");
+        // What waits behind a run that hangs is to wait for as long as a test likes.
+        let settings = "[limits]\nmax_wait_ms = 60000\n";
+        std::fs::write(repository.path().join("m/model.toml"), settings).unwrap();
         let script = Arc::new(Script::default());
         let options = ModelsOptions {
             defaults: ModelDefaults {

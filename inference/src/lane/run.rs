@@ -61,7 +61,9 @@ impl Lanes {
         }
         let innocent = batch.drain(..).filter(|job| job.token.again());
         let mut alone: Vec<Job> = innocent.collect();
-        alone.iter_mut().for_each(|job| job.joins = false);
+        for job in &mut alone {
+            (job.joins, job.innocent) = (false, true);
+        }
         self.queue.put_back(alone.into_iter());
         None
     }
@@ -132,8 +134,8 @@ impl Lanes {
     /// Answers those that have waited longer than admission meant anybody to.
     fn drop_the_overdue(&self, batch: &mut Vec<Job>, now: Instant) {
         let limit = self.backlog.overdue_after(self.queue.standing(now));
-        for job in batch.extract_if(.., |job| now.saturating_duration_since(job.queued_at) > limit)
-        {
+        let overdue = |job: &mut Job| !job.innocent && now - job.queued_at > limit;
+        for job in batch.extract_if(.., overdue) {
             self.statistics.failed(now - job.queued_at);
             job.answer(Err(PredictError::Shed(Shed::new(ShedReason::Overdue))));
         }
