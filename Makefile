@@ -7,6 +7,8 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 CLIENTS := server/tests/clients
+# What `make soak` plays.
+SCENARIOS ?= overload-11x overload-retries noisy-neighbour classes disconnects spike ramp
 # What `make bench` runs, once the things it measures are built.
 BENCH ?= $(TARGET_DIR)/release/balm-loadtest bench
 
@@ -18,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help ort ort-gpu build serve test check bench models models-check models-large venv fmt clean distclean
+.PHONY: help ort ort-gpu build serve test test-overload test-loom soak check bench models models-check models-large venv fmt clean distclean
 
 # A virtual environment holds what one requirements file pins. The stamp carries that file's digest, so an edit makes a
 # new environment and an unchanged file asks no registry.
@@ -57,6 +59,20 @@ test: ort venv ## every test: Rust, then real clients against the real binary
 	$(CARGO) test --workspace --locked
 	$(CARGO) build --workspace --locked
 	BALM_BIN=$(abspath $(TARGET_DIR))/debug/balm .venv/bin/python -m pytest -p no:cacheprovider $(CLIENTS)
+
+test-overload: ort venv ## eleven times the load, noisy neighbours, classes: scenarios in a fifth of their time
+	$(CARGO) build --release --workspace --locked
+	BALM_BIN=$(abspath $(TARGET_DIR))/release/balm .venv/bin/python -m pytest -p no:cacheprovider -m overload $(CLIENTS)
+
+soak: build models-large ## the scenarios at full length on MiniLM, with the bounds that are promised (a quarter of an hour)
+	@for scenario in $(SCENARIOS); do \
+	  $(TARGET_DIR)/release/balm-loadtest run loadtest/scenarios/$$scenario.toml --serve $(TARGET_DIR)/release/balm \
+	    --models .models --config loadtest/balm.toml --json $(TARGET_DIR)/soak-$$scenario.json \
+	    --html $(TARGET_DIR)/soak-$$scenario.html $(ARGS) || failed="$$failed $$scenario"; \
+	done; [ -z "$$failed" ] || { echo "not as promised:$$failed" >&2; exit 1; }
+
+test-loom: ## the gate of admission under every schedule of its threads
+	$(CARGO) test -p balm-inference --features loom --lib --locked admission::schedules
 
 check: ## formatting, clippy and documentation, warnings as errors
 	$(CARGO) fmt --all --check

@@ -83,7 +83,7 @@ fn verdict(view: &View) -> Result<(), ShedReason> {
     let ahead_ns = wait_ns(view.ahead_ns, view.requests, view.lanes, view.run);
     let client_ns = view.client_ns.saturating_add(view.price_ns) / view.lanes;
     if view.client_ns > 0
-        && view.here > 1
+        && share_ns(bound_ns, view.here) < bound_ns
         && ahead_ns > bound_ns / FAIR_FROM_PART
         && client_ns > share_ns(bound_ns, view.here)
     {
@@ -341,8 +341,10 @@ mod tests {
         assert_eq!(verdict(&first), Ok(()), "one request is everybody's");
         let short = View { ahead_ns: 90 * MS, client_ns: 80 * MS, ..crowd };
         assert_eq!(verdict(&short), Ok(()), "a short queue is nobody's trouble");
-        let alone = View { here: 1, client_ns: 150 * MS, ..crowd };
-        assert_eq!(verdict(&alone), Ok(()), "alone, all of it");
+        for here in [1, 2] {
+            let few = View { here, client_ns: 500 * MS, ..crowd };
+            assert_eq!(verdict(&few), Ok(()), "the wait is bound enough for {here}");
+        }
     }
 
     #[test]

@@ -16,8 +16,8 @@ const SIZES: usize = 13;
 const LEARNING_SHIFT: u32 = 3;
 /// Nothing learned yet.
 const UNKNOWN: u64 = 0;
-/// Twice the rows must save this part of the cost of a row, or runs stay as small as they are: 1/20.
-const WORTH: u64 = 20;
+/// Twice the rows must save this part of the cost of a row, or runs stay as small as they are: 1/10.
+const WORTH: u64 = 10;
 /// A size that did not pay is tried again after so many runs that could have been larger.
 const TRY_AGAIN_AFTER: u32 = 512;
 
@@ -77,9 +77,13 @@ impl CostTable {
             .filter(|ns| *ns != UNKNOWN)
     }
 
-    /// How many rows of `shape` a run should have, `limit` at most. Larger runs are tried one step at a time, and kept where a row
-    /// became cheaper.
-    pub(crate) fn rows_max(&self, shape: Shape, limit: usize) -> usize {
+    /// How many rows of `shape` a run should have: `limit` at most, and no more than are computed within `longest`, for whoever
+    /// comes next waits for the whole of it. Larger runs are tried one step at a time, and kept where a row became cheaper.
+    pub(crate) fn rows_max(&self, shape: Shape, limit: usize, longest: Duration) -> usize {
+        let in_time = self.row_ns(shape).map_or(usize::MAX, |row_ns| {
+            usize::try_from(longest.as_nanos() / u128::from(row_ns)).unwrap_or(usize::MAX)
+        });
+        let limit = limit.min(in_time);
         let cost = &self.shapes[usize::from(shape.0)];
         let known: [u64; SIZES] =
             std::array::from_fn(|size| cost.by_size[size].load(Ordering::Relaxed));
@@ -130,6 +134,7 @@ mod tests {
     use crate::datatype::Datatype;
 
     const SHAPE: Shape = Shape(3);
+    const LONG: Duration = Duration::from_secs(60);
 
     fn costs(known: &[u64]) -> [u64; SIZES] {
         std::array::from_fn(|size| known.get(size).copied().unwrap_or(UNKNOWN))
@@ -142,7 +147,7 @@ mod tests {
             (&[100], 1),
             (&[100, 60], 2),
             (&[100, 60, 59], 1),
-            (&[100, 99], 0),
+            (&[100, 91], 0),
             (&[100, 120], 0),
             (&[0, 0, 50], 3),
             (&[100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 9, 8, 7], 12),
@@ -156,7 +161,7 @@ mod tests {
     fn settle(table: &CostTable, fixed: u64, each: u64, runs: usize) -> usize {
         let mut rows = 0;
         for _ in 0..runs {
-            rows = table.rows_max(SHAPE, 4096);
+            rows = table.rows_max(SHAPE, 4096, LONG);
             table.learn(SHAPE, rows, Duration::from_nanos(fixed + each * rows as u64));
         }
         rows
@@ -168,8 +173,11 @@ mod tests {
         assert!(settle(&CostTable::default(), 20_000, 5_000_000, 200) <= 3, "a large one");
         let table = CostTable::default();
         settle(&table, 5_000, 50, 200);
-        assert_eq!(table.rows_max(SHAPE, 10), 10, "the limit holds");
-        assert_eq!(table.rows_max(Shape(4), 4096), 1, "other shapes are learned by themselves");
+        assert_eq!(table.rows_max(SHAPE, 10, LONG), 10, "the limit holds");
+        let short = Duration::from_micros(2);
+        assert!((5..40).contains(&table.rows_max(SHAPE, 4096, short)), "some 100 ns a row");
+        assert_eq!(table.rows_max(SHAPE, 4096, Duration::from_nanos(1)), 1, "one in any case");
+        assert_eq!(table.rows_max(Shape(4), 4096, LONG), 1, "others are learned by themselves");
     }
 
     #[test]
