@@ -36,6 +36,7 @@ const RUN_MAX: Duration = Duration::from_mins(1);
 /// More is a slip of the keyboard.
 const THREADS_MAX: u16 = 256;
 const SECONDS_MAX: f64 = 600.0;
+const ROWS_MAX: u16 = 4096;
 
 /// ONNX Runtime by itself.
 #[derive(Parser)]
@@ -64,6 +65,9 @@ struct Subject {
     /// Threads, each with a session of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX.into()))]
     threads: u16,
+    /// Rows of a run: the recorded case, so many times over.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=ROWS_MAX.into()))]
+    rows: u16,
     /// Threads that ONNX Runtime uses within one run.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX.into()))]
     intra_threads: u16,
@@ -116,6 +120,7 @@ fn main() -> ExitCode {
 
 fn report(cli: &Cli, begun: Begun) -> Result<String, Error> {
     let case = Case::read(&cli.subject.golden, cli.subject.case.as_deref())?;
+    let case = case.repeated(cli.subject.rows.into());
     Ok(match &cli.mode {
         Mode::Run { seconds, warm_up } => serde_json::to_string(&run(
             &cli.subject,
@@ -160,6 +165,7 @@ struct RunReport {
     seconds: f64,
     runs: u64,
     runs_per_second: f64,
+    rows: u16,
     p50_us: f64,
     p99_us: f64,
     onnxruntime: String,
@@ -201,6 +207,7 @@ fn run(
         seconds: length.as_secs_f64(),
         runs: all.len(),
         runs_per_second: all.len() as f64 / length.as_secs_f64(),
+        rows: subject.rows,
         p50_us: all.value_at_quantile(0.50) as f64 / 1e3,
         p99_us: all.value_at_quantile(0.99) as f64 / 1e3,
         onnxruntime: ort::info().to_owned(),
@@ -419,6 +426,20 @@ impl Case {
             .into_iter()
             .find(|case| name.map_or_else(|| of_batch_1(case), |name| case.name == name))
             .ok_or_else(|| format!("{} holds no such case", path.display()).into())
+    }
+
+    /// The case so many times over, one below the other.
+    fn repeated(mut self, times: usize) -> Case {
+        for recorded in self.inputs.iter_mut().chain(&mut self.outputs) {
+            if let Some(rows) = recorded.shape.first_mut() {
+                *rows *= i64::try_from(times).unwrap_or(i64::MAX);
+            }
+            match &mut recorded.data {
+                Data::Fp32(data) => *data = data.repeat(times),
+                Data::Int64(data) => *data = data.repeat(times),
+            }
+        }
+        self
     }
 
     /// The inputs in the session's order.

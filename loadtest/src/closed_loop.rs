@@ -57,6 +57,8 @@ pub(crate) struct Measured {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) cores: Cores,
+    /// Rows that were computed in one run, on average; none where nothing is computed.
+    pub(crate) rows_per_run: Option<f64>,
 }
 
 /// Runs the plan against the target, whose process is `target`.
@@ -118,6 +120,7 @@ pub(crate) async fn measure(
         p50_us: times.value_at_quantile(0.50) as f64 / 1e3,
         p99_us: times.value_at_quantile(0.99) as f64 / 1e3,
         cores,
+        rows_per_run: None,
     })
 }
 

@@ -60,10 +60,10 @@ impl Load {
 // ===== impl OrtAlone =====
 
 impl OrtAlone {
-    /// Runs the model on so many threads as the plan has connections.
-    pub(crate) async fn run(&self, model: &Model, plan: Plan) -> Result<Run> {
+    /// Runs the model on so many threads as the plan has connections, with so many rows at a time.
+    pub(crate) async fn run(&self, model: &Model, plan: Plan, rows: usize) -> Result<Run> {
         let mut command = self.command(model, plan.connections);
-        command.arg("run");
+        command.arg("--rows").arg(rows.to_string()).arg("run");
         command.arg("--warm-up").arg(plan.warm_up.as_secs_f64().to_string());
         command.arg("--seconds").arg(plan.length.as_secs_f64().to_string());
         answer(command, plan.warm_up + plan.length + OVERTIME).await

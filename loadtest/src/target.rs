@@ -8,8 +8,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use hyper::StatusCode;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::HOST;
+use hyper::{Request, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
@@ -179,6 +183,19 @@ impl Server {
         }
     }
 
+    /// What the protocol's statistics say of a model. A server that has none says nothing.
+    pub(crate) async fn runs(&self, model: &str) -> Result<Runs> {
+        let request = Request::get(format!("/v2/models/{model}/stats"))
+            .header(HOST, "localhost")
+            .body(Full::new(Bytes::new()))?;
+        let reply = Connection::open(self.address).await?.exchange(request).await?;
+        if reply.status != StatusCode::OK {
+            return Ok(Runs::default());
+        }
+        let statistics: Statistics = serde_json::from_slice(&reply.body)?;
+        Ok(statistics.model_stats.into_iter().next().unwrap_or_default())
+    }
+
     /// Tells the server to end, and kills it when it does not.
     pub(crate) async fn stop(mut self) -> Result<()> {
         // None when its end has been noticed already: the id may be somebody else's by now.
@@ -199,6 +216,28 @@ impl Server {
             }
         }
         Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct Statistics {
+    model_stats: Vec<Runs>,
+}
+
+/// Rows that were predicted, and runs that it took, since the model was loaded.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(crate) struct Runs {
+    #[serde(rename = "inference_count")]
+    rows: u64,
+    #[serde(rename = "execution_count")]
+    runs: u64,
+}
+
+impl Runs {
+    /// Rows in a run since `before`; `None` if there was none.
+    pub(crate) fn since(self, before: Runs) -> Option<f64> {
+        let runs = self.runs.checked_sub(before.runs).filter(|runs| *runs > 0)?;
+        Some(self.rows.checked_sub(before.rows)? as f64 / runs as f64)
     }
 }
 
@@ -284,6 +323,14 @@ mod tests {
             assert!(error.contains("is not on loopback"), "{error}");
         }
         assert!(loopback("localhost:80").is_err() && loopback("example.org:80").is_err());
+    }
+
+    #[test]
+    fn rows_of_a_run_are_of_the_time_between() {
+        let of = |rows, runs| Runs { rows, runs };
+        assert_eq!(of(130, 20).since(of(10, 10)), Some(12.0));
+        assert_eq!(of(10, 10).since(of(10, 10)), None);
+        assert_eq!(of(5, 5).since(of(10, 10)), None, "loaded again meanwhile");
     }
 
     #[tokio::test]

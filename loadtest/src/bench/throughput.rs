@@ -9,6 +9,9 @@ use crate::process::Cores;
 use crate::report::{Series, Subject, Throughput};
 use crate::target::Server;
 
+/// Rows of a run that ONNX Runtime alone is tried with.
+const BATCHES: [usize; 4] = [2, 4, 8, 32];
+
 /// Measures every model in every round.
 pub(crate) async fn measure(plan: &BenchPlan, measurands: &[Measurand]) -> Result<Vec<Throughput>> {
     let mut series: Vec<Series> = measurands.iter().map(|_| Series::new()).collect();
@@ -58,17 +61,27 @@ impl Recorder<'_> {
             threads.reverse();
         }
         for threads in threads {
-            let plan = self.plan.closed_loop(threads);
-            let run = ort_alone(self.plan).run(&self.measurand.alone.model, plan).await?;
-            let measured = Measured {
-                per_second: run.runs_per_second,
-                p50_us: run.p50_us,
-                p99_us: run.p99_us,
-                cores: Cores::default(),
-            };
+            let measured = self.alone_with(threads, 1).await?;
             self.keep(Subject::OrtAlone, threads, measured);
         }
+        // What batching could bring at best: as many sessions as the server has lanes, each with so many rows at a time.
+        for rows in BATCHES {
+            let measured = self.alone_with(self.plan.lanes, rows).await?;
+            self.keep(Subject::OrtBatched, rows, measured);
+        }
         Ok(())
+    }
+
+    async fn alone_with(&self, threads: usize, rows: usize) -> Result<Measured> {
+        let plan = self.plan.closed_loop(threads);
+        let run = ort_alone(self.plan).run(&self.measurand.alone.model, plan, rows).await?;
+        Ok(Measured {
+            per_second: run.runs_per_second * rows as f64,
+            p50_us: run.p50_us,
+            p99_us: run.p99_us,
+            cores: Cores::default(),
+            rows_per_run: Some(rows as f64),
+        })
     }
 
     /// A server that has just this model, fresh for each round: what is an accident of one start shows in the spread.
@@ -87,13 +100,15 @@ impl Recorder<'_> {
         for (subject, connections) in loads {
             let (work, what) = match subject {
                 Subject::Noop => (&self.measurand.noop, "the no-op route"),
-                Subject::Balm | Subject::OrtAlone => (&self.measurand.infer, "balm"),
+                _ => (&self.measurand.infer, "balm"),
             };
             let plan = self.plan.closed_loop(connections);
-            let measured =
+            let before = server.runs(self.measurand.name()).await?;
+            let mut measured =
                 closed_loop::measure(server.address(), server.process(), work.clone(), plan)
                     .await
                     .with_context(|| format!("{what}, {connections} connections"))?;
+            measured.rows_per_run = server.runs(self.measurand.name()).await?.since(before);
             self.keep(subject, connections, measured);
         }
         server.stop().await

@@ -24,7 +24,8 @@ fn write(text: &mut String, report: &Report) -> fmt::Result {
     writeln!(
         text,
         "{lanes} sessions of one thread on either side; {rounds} rounds of {seconds} s; medians, ± half the range\n\
-         ÷: answers per second beside another's; −: p50 less another's, µs"
+         ÷: answers per second beside another's (best: ORT alone with as many rows in a run as serve it best); \
+         −: p50 less another's, µs"
     )?;
     for throughput in &report.throughput {
         write_throughput(text, throughput)?;
@@ -54,8 +55,19 @@ fn write_throughput(text: &mut String, throughput: &Throughput) -> fmt::Result {
     writeln!(text, "\n{}, case {}", throughput.model, throughput.case)?;
     writeln!(
         text,
-        "  {:<10} {:>7} {:>12} {:>5} {:>9} {:>9} {:>7} {:>7} {:>7} {:>7}   cores: load, server, else",
-        "", "at once", "answers/s", "±", "p50 µs", "p99 µs", "÷ ORT", "÷ no-op", "− ORT", "− no-op"
+        "  {:<10} {:>7} {:>12} {:>5} {:>9} {:>9} {:>8} {:>7} {:>7} {:>7} {:>7} {:>7}   cores: load, server, else",
+        "",
+        "at once",
+        "answers/s",
+        "±",
+        "p50 µs",
+        "p99 µs",
+        "rows/run",
+        "÷ ORT",
+        "÷ best",
+        "÷ no-op",
+        "− ORT",
+        "− no-op"
     )?;
     for row in &throughput.rows {
         write_row(text, row)?;
@@ -66,6 +78,7 @@ fn write_throughput(text: &mut String, throughput: &Throughput) -> fmt::Result {
 fn write_row(text: &mut String, row: &Row) -> fmt::Result {
     let subject = match row.subject {
         Subject::OrtAlone => "ORT alone",
+        Subject::OrtBatched => "ORT rows",
         Subject::Balm => "balm",
         Subject::Noop => "no-op",
     };
@@ -78,14 +91,16 @@ fn write_row(text: &mut String, row: &Row) -> fmt::Result {
         format!("{:.2}, {:.2}, {:.2}", cores.generator, cores.target, cores.others)
     });
     let line = format!(
-        "  {:<10} {:>7} {:>12} {:>5} {:>9} {:>9} {:>7} {:>7} {:>7} {:>7}   {cores}",
+        "  {:<10} {:>7} {:>12} {:>5} {:>9} {:>9} {:>8} {:>7} {:>7} {:>7} {:>7} {:>7}   {cores}",
         subject,
         row.at_once,
         short(row.per_second.median),
         percent(row.per_second.spread),
         short(row.p50_us.median),
         short(row.p99_us.median),
+        added(row.rows_per_run),
         ratio(row.to_ort_alone),
+        ratio(row.to_best_batch),
         ratio(row.to_noop),
         added(row.added_p50_us),
         added(row.added_to_noop_us),
@@ -162,16 +177,17 @@ mod tests {
 balm 0.1.0 beside ONNX Runtime alone (libonnxruntime.so.1.31.1)
 A Fast One, 2 cores, load 0.5 before
 2 sessions of one thread on either side; 3 rounds of 4 s; medians, ± half the range
-÷: answers per second beside another's; −: p50 less another's, µs
+÷: answers per second beside another's (best: ORT alone with as many rows in a run as serve it best); −: p50 less another's, µs
 
 iris, case one_row
-             at once    answers/s     ±    p50 µs    p99 µs   ÷ ORT ÷ no-op   − ORT − no-op   cores: load, server, else
-  ORT alone        1          900   25%      10.0      20.0
-  ORT alone        2         1000   25%      20.0      40.0
-  balm             1          500   25%      70.0       140    0.50    0.62    60.0    30.0   0.50, 1.25, 0.00
-  balm            64          920   25%       900      1800    0.92    0.46                   0.50, 1.25, 0.00
-  no-op            1          800   25%      40.0      80.0                                   0.50, 1.25, 0.00
-  no-op           64         2000   25%       500      1000                                   0.50, 1.25, 0.00
+             at once    answers/s     ±    p50 µs    p99 µs rows/run   ÷ ORT  ÷ best ÷ no-op   − ORT − no-op   cores: load, server, else
+  ORT alone        1          900   25%      10.0      20.0      2.0
+  ORT alone        2         1000   25%      20.0      40.0      2.0
+  ORT rows         4         1840   25%      80.0       160      2.0
+  balm             1          500   25%      70.0       140      2.0    0.50    0.27    0.62    60.0    30.0   0.50, 1.25, 0.00
+  balm            64          920   25%       900      1800      2.0    0.92    0.50    0.46                   0.50, 1.25, 0.00
+  no-op            1          800   25%      40.0      80.0      2.0                                           0.50, 1.25, 0.00
+  no-op           64         2000   25%       500      1000      2.0                                           0.50, 1.25, 0.00
 
 exec to the first right answer, and memory (Pss) idle after it
   iris: ORT alone 100 ms ±0% (library 25, hash 5, session 60, first run 8.0), balm 130 ms ±0%

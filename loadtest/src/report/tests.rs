@@ -2,7 +2,13 @@ use super::*;
 
 fn measured(rates: &[f64], p50_us: f64) -> Vec<Measured> {
     let cores = Cores { generator: 0.5, target: 1.25, others: 0.0 };
-    let of = |&per_second: &f64| Measured { per_second, p50_us, p99_us: 2.0 * p50_us, cores };
+    let of = |&per_second: &f64| Measured {
+        per_second,
+        p50_us,
+        p99_us: 2.0 * p50_us,
+        cores,
+        rows_per_run: Some(2.0),
+    };
     rates.iter().map(of).collect()
 }
 
@@ -11,6 +17,7 @@ fn series() -> Series {
     BTreeMap::from([
         ((Subject::OrtAlone, 1), measured(&[900.0, 450.0, 900.0], 10.0)),
         ((Subject::OrtAlone, 2), measured(&[1000.0, 500.0, 1000.0], 20.0)),
+        ((Subject::OrtBatched, 4), measured(&[1840.0, 920.0, 1840.0], 80.0)),
         ((Subject::Balm, 1), measured(&[500.0, 250.0, 500.0], 70.0)),
         ((Subject::Balm, 64), measured(&[920.0, 460.0, 920.0], 900.0)),
         ((Subject::Noop, 1), measured(&[800.0, 400.0, 800.0], 40.0)),
@@ -57,6 +64,7 @@ fn rounds_are_compared_with_themselves() {
     let row = throughput.balm(64).unwrap();
     assert_eq!(row.per_second, Summary { median: 920.0, spread: 0.25 });
     assert_eq!(row.to_ort_alone, Some(Summary { median: 0.92, spread: 0.0 }));
+    assert_eq!(row.to_best_batch, Some(Summary { median: 0.5, spread: 0.0 }));
     assert_eq!(row.to_noop, Some(Summary { median: 0.46, spread: 0.0 }));
     assert_eq!(row.added_p50_us, None);
     assert_eq!(
@@ -85,7 +93,10 @@ fn each_model_has_its_aims() {
         ("iris: p50 above ORT alone, 1 connection, µs".to_owned(), true),
     ];
     assert_eq!(verdicts("iris"), [iris.as_slice(), &start_up("iris")].concat());
-    let minilm = [("minilm: balm ÷ ORT alone, 64 connections".to_owned(), true)];
+    let minilm = [
+        ("minilm: balm ÷ ORT alone, 64 connections".to_owned(), true),
+        ("minilm: balm ÷ ORT's best batch, 64 connections".to_owned(), false),
+    ];
     assert_eq!(verdicts("minilm"), [minilm.as_slice(), &start_up("minilm")].concat());
     assert_eq!(verdicts("digits"), start_up("digits"));
 }
