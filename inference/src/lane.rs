@@ -145,6 +145,11 @@ impl Lanes {
         self.shares.store(shares, Ordering::Relaxed);
     }
 
+    /// Whether requests share runs.
+    pub(crate) fn shares_runs(&self) -> bool {
+        self.shares.load(Ordering::Relaxed)
+    }
+
     /// Whether requests share runs, and why.
     pub(crate) fn sharing(&self) -> String {
         self.sharing.lock().clone()

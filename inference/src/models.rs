@@ -7,6 +7,7 @@
 mod candidate;
 mod load;
 mod observe;
+mod probe;
 mod proof;
 
 use crate::admission::{Gate, ModelGate};

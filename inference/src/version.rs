@@ -234,6 +234,11 @@ impl Serving {
         }
     }
 
+    /// How long the first request of a run waits for others to join; `None` where requests share no runs.
+    pub fn batch_delay(&self) -> Option<Duration> {
+        self.lanes.shares_runs().then_some(self.settings.batch_delay)
+    }
+
     /// What waits and runs for this version, as time.
     pub fn backlog(&self) -> &Arc<Backlog> {
         &self.lanes.backlog

@@ -609,6 +609,21 @@ fn a_wrong_golden_answer_is_quarantined() {
 }
 
 #[test]
+fn a_golden_request_that_never_ends_holds_no_load() {
+    let house = House::new(1);
+    let golden = format!(
+        r#"{{"cases":[{{"name":"endless","inputs":[{{"name":"x","datatype":"INT64","shape":[1],"data":[{HANG}]}}],
+        "outputs":[{{"name":"y","datatype":"INT64","shape":[1],"data":[7]}}]}}]}}"#
+    );
+    std::fs::write(house.repository.path().join("m/1/golden.json"), golden).unwrap();
+    let settings = "default_deadline_ms = 50\nmax_deadline_ms = 50\n";
+    std::fs::write(house.repository.path().join("m/model.toml"), settings).unwrap();
+    house.load_all();
+    assert_eq!(house.state(1), ModelState::Quarantined);
+    assert!(house.reason(1).contains("not answered within 50 ms"), "{}", house.reason(1));
+}
+
+#[test]
 fn unloading_is_a_choice_and_an_empty_server_is_not_ready() {
     let house = House::loaded(1);
     add_version(house.repository.path(), "other", 1, "iris");

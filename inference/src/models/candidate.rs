@@ -1,5 +1,6 @@
 //! The route of a version: discovered → verifying → loading → warming → probing → ready.
 
+use super::probe::probe;
 use super::{Inner, Model, proof};
 use crate::admission::Patience;
 use crate::effective::EffectiveSettings;
@@ -16,7 +17,7 @@ use balm_probes::ModelState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Why a candidate does not serve, and what it becomes.
 pub(super) struct Refusal {
@@ -115,9 +116,10 @@ impl Candidate {
         };
         // The first run of a session allocates, which is what warming is for; its answer is judged like the others.
         let (first, others) = golden.cases.split_at(golden.cases.len().min(1));
-        probe(session.as_mut(), first).map_err(quarantined)?;
+        let limit = effective.max_deadline;
+        probe(session.as_mut(), first, limit).map_err(quarantined)?;
         version.step(inner, ModelState::Probing);
-        probe(session.as_mut(), others).map_err(quarantined)?;
+        probe(session.as_mut(), others, limit).map_err(quarantined)?;
         let sharing = self.sharing(session.as_mut(), &golden.cases, &effective)?;
         times.probe = begun.elapsed();
 
@@ -138,7 +140,9 @@ impl Candidate {
             )),
             Some(enabled) => Ok(Some((enabled, "model.toml says so".to_owned()))),
             None if settings.lanes > 1 => Ok(None),
-            None => prove(session, golden).map(Some).map_err(Refusal::failed),
+            None => {
+                prove(session, golden, settings.max_deadline).map(Some).map_err(Refusal::failed)
+            }
         }
     }
 
@@ -222,6 +226,7 @@ impl Candidate {
             lanes,
             verified: Arc::clone(verified),
             unproved,
+            limit: serving.settings.max_deadline,
             options: serving.settings.session.clone(),
         })
     }
@@ -327,6 +332,8 @@ pub(super) struct MoreLanes {
     verified: Arc<VerifiedModel>,
     /// What is to be tried with the first of them, to know whether requests may share runs.
     unproved: Option<Golden>,
+    /// How long a request of that trial may run.
+    limit: Duration,
     options: SessionOptions,
 }
 
@@ -346,7 +353,7 @@ impl MoreLanes {
                 .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
             let proved = built.and_then(|mut session| {
                 if let Some(golden) = self.unproved.take() {
-                    let (shares, why) = prove(session.as_mut(), &golden.cases)?;
+                    let (shares, why) = prove(session.as_mut(), &golden.cases, self.limit)?;
                     self.lanes.share(shares, why);
                 }
                 Ok(session)
@@ -367,8 +374,12 @@ impl MoreLanes {
 type Sharing = (bool, String);
 
 /// Tries it. An error means that the session is not to be used any more.
-fn prove(session: &mut dyn Session, golden: &[GoldenCase]) -> Result<Sharing, String> {
-    let proof = || proof::rows_are_independent(session, golden);
+fn prove(
+    session: &mut dyn Session,
+    golden: &[GoldenCase],
+    limit: Duration,
+) -> Result<Sharing, String> {
+    let proof = || proof::rows_are_independent(session, golden, limit);
     match catch_unwind(AssertUnwindSafe(proof)) {
         Ok(Ok(())) => Ok((true, "proved at load to be right".to_owned())),
         Ok(Err(reason)) => Ok((false, reason)),
@@ -382,27 +393,4 @@ fn bytes_of(verified: &VerifiedModel) -> ModelBytes<'_> {
         external: &verified.external,
         unranked: &verified.graph.unranked,
     }
-}
-
-/// Judges a session by the golden requests: it must answer all of them as recorded.
-fn probe(session: &mut dyn Session, cases: &[GoldenCase]) -> Result<(), String> {
-    for case in cases {
-        let at = |reason: String| format!("golden case {:?}: {reason}", case.name);
-        let contract = session.contract();
-        let inputs = contract
-            .accept(case.inputs.clone(), usize::MAX)
-            .map_err(|error| at(error.to_string()))?;
-        let outputs = contract
-            .select_outputs(case.outputs.iter().map(|output| output.name.as_str()))
-            .map_err(|error| at(error.to_string()))?;
-        let found = session.run(&inputs, &outputs).map_err(|error| at(error.to_string()))?;
-        let named: Vec<NamedTensor> = case
-            .outputs
-            .iter()
-            .zip(found.outputs)
-            .map(|(expected, tensor)| NamedTensor { name: expected.name.clone(), tensor })
-            .collect();
-        case.check(&named).map_err(|mismatch| at(mismatch.to_string()))?;
-    }
-    Ok(())
 }

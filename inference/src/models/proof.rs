@@ -3,6 +3,7 @@
 //! A first dimension that varies may be a batch, or a sequence, or a batch that the model normalises over. So two requests
 //! are run apart and together: only if their answers are the same does each row mind its own business.
 
+use super::probe::run_within;
 use crate::batch;
 use crate::contract::{Contract, Dimension};
 use crate::datatype::Datatype;
@@ -10,6 +11,7 @@ use crate::engine::Session;
 use crate::golden::{GoldenCase, matches};
 use crate::tensor::{NamedTensor, Tensor};
 use bytes::Bytes;
+use std::time::Duration;
 
 /// Relative and absolute. Rows that run together may be added up in another order, and quantised ones rounded differently.
 const TOLERANCE: f64 = 1e-3;
@@ -25,6 +27,7 @@ const MADE_UP_ELEMENTS_MAX: usize = 1 << 24;
 pub(super) fn rows_are_independent(
     session: &mut dyn Session,
     golden: &[GoldenCase],
+    limit: Duration,
 ) -> Result<(), String> {
     let contract = session.contract().clone();
     if !contract.is_batched() {
@@ -35,9 +38,8 @@ pub(super) fn rows_are_independent(
         .ok_or("there are no two requests to try it with")?;
     let together = batch::concatenate(&[&first, &second]);
     let outputs: Vec<usize> = (0..contract.outputs.len()).collect();
-    let mut run = |inputs: &[Tensor]| {
-        session.run(inputs, &outputs).map(|ran| ran.outputs).map_err(|error| error.to_string())
-    };
+    let mut run =
+        |inputs: &[Tensor]| run_within(session, inputs, &outputs, limit).map(|ran| ran.outputs);
     let (apart, joined) = ([run(&first)?, run(&second)?], run(&together)?);
     let rows = [&first, &second].map(|inputs| batch::rows(inputs).unwrap_or(1));
     let parts = batch::split(&joined, &rows)?;

@@ -5,8 +5,9 @@ use super::extract::{Members, Target};
 use super::observe::RequestId;
 use super::{LOADS_MAX, State};
 use crate::oip::metadata::{
-    BatchStatistics, CODEC_EXTENSIONS, DurationStatistics, IndexEntry, InferenceStatistics,
-    ModelConfig, ModelList, ModelMetadata, ModelStatistics, ServerMetadata, Statistics,
+    BatchStatistics, CODEC_EXTENSIONS, DurationStatistics, DynamicBatching, IndexEntry,
+    InferenceStatistics, ModelConfig, ModelList, ModelMetadata, ModelStatistics, ServerMetadata,
+    Statistics,
 };
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -91,7 +92,10 @@ fn config(state: &State, target: &Target) -> Result<ModelConfig, ApiError> {
         .keys()
         .map(|output| (output.clone(), "model.toml".to_owned()))
         .collect();
-    Ok(ModelConfig::new(&target.model, &serving.contract, batch, &labels, None))
+    let batching = serving.batch_delay().map(|delay| DynamicBatching {
+        max_queue_delay_microseconds: u64::try_from(delay.as_micros()).unwrap_or(u64::MAX),
+    });
+    Ok(ModelConfig::new(&target.model, &serving.contract, batch, &labels, batching))
 }
 
 /// `GET /v2/models/stats`
