@@ -231,9 +231,10 @@ impl Lanes {
         let mut batch = Vec::new();
         let rows_max = |first: &Job| self.rows_max(first);
         while queue.pop(&mut batch, rows_max) {
-            if !self.settings.delay.is_zero() && batch[0].joins {
+            let rows_max = self.rows_max(&batch[0]);
+            if !self.settings.delay.is_zero() && rows_max > 1 {
                 let end = batch[0].queued_at + self.settings.delay;
-                queue.linger(&mut batch, self.settings.rows_max, end);
+                queue.linger(&mut batch, rows_max, end);
             }
             if let Some(culprit) = self.run(session.as_mut(), &canceller, &mut batch) {
                 drop(queue);
