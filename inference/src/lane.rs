@@ -6,7 +6,7 @@
 mod run;
 
 use crate::admission::{Backlog, Patience};
-use crate::batch::CostTable;
+use crate::batch::{CostTable, Padding};
 use crate::engine::Session;
 use crate::metrics::VersionMetrics;
 use crate::predict::{Job, PredictError};
@@ -26,6 +26,9 @@ const RESTARTS_WINDOW_MS: u64 = 60_000;
 
 /// How far lanes stand back behind the threads that speak to clients, when cores are short.
 const LANE_NICENESS: i32 = 5;
+
+/// What is said of sharing and padding until a session has tried it.
+const UNPROVED: &str = "off: not yet proved to be right";
 
 /// Builds a session of the same version in place of a dead one.
 pub(crate) type Rebuild = dyn Fn() -> Result<Box<dyn Session>, String> + Send + Sync;
@@ -91,10 +94,14 @@ pub(crate) struct Lanes {
     pub(crate) metrics: VersionMetrics,
     pub(crate) costs: CostTable,
     pub(crate) backlog: Arc<Backlog>,
+    /// How requests of different lengths are made alike, where somebody has asked for it.
+    pub(crate) padding: Option<Arc<Padding>>,
     /// Whether requests share runs.
     shares: AtomicBool,
     /// Why they do or do not, for people.
     sharing: Mutex<String>,
+    /// Why they are padded for that or are not, for people.
+    padded: Mutex<String>,
     settings: LaneSettings,
     condition: Mutex<Condition>,
     rebuild: Box<Rebuild>,
@@ -108,6 +115,7 @@ impl Lanes {
     pub(crate) fn new(
         label: String,
         settings: LaneSettings,
+        padding: Option<Arc<Padding>>,
         metrics: VersionMetrics,
         rebuild: Box<Rebuild>,
         changed: Box<LanesChanged>,
@@ -119,8 +127,10 @@ impl Lanes {
             metrics,
             costs: CostTable::default(),
             backlog: Arc::new(Backlog::new(settings.patience)),
+            padding,
             shares: AtomicBool::new(false),
-            sharing: Mutex::new("off: not yet proved to be right".to_owned()),
+            sharing: Mutex::new(UNPROVED.to_owned()),
+            padded: Mutex::new(UNPROVED.to_owned()),
             settings,
             condition: Mutex::new(Condition {
                 wanted: settings.wanted,
@@ -141,9 +151,21 @@ impl Lanes {
         self.shares.store(shares, Ordering::Relaxed);
     }
 
-    /// Whether requests share runs, and why.
+    /// From now on requests are padded to share runs, or are not.
+    pub(crate) fn pad(&self, pads: bool, why: String) {
+        let Some(padding) = &self.padding else { return };
+        tracing::info!(model = %self.label, pads, why, "requests that are padded to share runs");
+        *self.padded.lock() = format!("{}: {why}", if pads { "on" } else { "off" });
+        padding.set(pads);
+    }
+
+    /// Whether requests share runs and are padded for it, and why.
     pub(crate) fn sharing(&self) -> String {
-        self.sharing.lock().clone()
+        let sharing = self.sharing.lock().clone();
+        match &self.padding {
+            Some(_) => format!("{sharing}; padding {}", self.padded.lock()),
+            None => sharing,
+        }
     }
 
     /// How the lanes stand.

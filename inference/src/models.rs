@@ -8,6 +8,7 @@ mod candidate;
 mod load;
 mod observe;
 mod proof;
+mod sharing;
 
 use crate::admission::{Gate, ModelGate};
 use crate::clip::clipped;

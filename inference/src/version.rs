@@ -208,12 +208,14 @@ impl Serving {
         let price = row_ns.map(|ns| Duration::from_nanos(ns.saturating_mul(rows as u64)));
         permit.change(class.unwrap_or(permit.class()), price);
         permit.feasible(deadline.at, now)?;
+        let padding = self.lanes.padding.as_ref().filter(|padding| padding.takes(&inputs)).cloned();
         let job = Job {
             inputs,
             outputs,
             rows,
             joins: common.is_some(),
             shape,
+            padding,
             deadline,
             queued_at: now,
             token: Arc::clone(&token),
