@@ -1,11 +1,13 @@
 //! Several requests in one run: their inputs one below the other, their outputs cut apart again.
 //!
 //! Only along the first dimension, and only where every input and output of the model has it and the model was proved to
-//! treat rows independently (`models/proof.rs`). Pure: tensors in, tensors out.
+//! treat rows independently (`models/proof.rs`). Rows of different lengths: `batch/padding.rs`. Pure: tensors in, tensors out.
 
 mod cost;
+mod padding;
 
 pub(crate) use cost::{CostTable, Shape};
+pub(crate) use padding::Padding;
 
 use crate::tensor::{Tensor, TensorData};
 use bytes::{Bytes, BytesMut};

@@ -271,7 +271,8 @@ fn names(specs: &[TensorSpec]) -> String {
     quoted.join(", ")
 }
 
-struct ShapeText<'a>(&'a [Dimension]);
+/// A declared shape as the protocol writes it.
+pub(crate) struct ShapeText<'a>(pub(crate) &'a [Dimension]);
 
 impl fmt::Display for ShapeText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use crate::engine::SessionOptions;
 use crate::provider::Provider;
-use crate::settings::ModelSettings;
+use crate::settings::{ModelSettings, PadValue};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub struct ModelDefaults {
 }
 
 /// What holds for one model version.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EffectiveSettings {
     /// What the model is, for people.
     pub description: Option<String>,
@@ -56,6 +56,8 @@ pub struct EffectiveSettings {
     pub batch_rows: usize,
     /// How long the first request of a run waits for others to join.
     pub batch_delay: Duration,
+    /// By input that may be padded to the length of its neighbours in a run: what with.
+    pub padding: BTreeMap<String, PadValue>,
     /// How long a critical request may wait for a lane; `None`: by what runs take.
     pub max_wait: Option<Duration>,
     /// Class names by output.
@@ -88,6 +90,7 @@ impl EffectiveSettings {
             batching: settings.batching.enabled,
             batch_rows: settings.batching.max_rows.unwrap_or(max_batch_rows).min(max_batch_rows),
             batch_delay: settings.batching.max_delay.unwrap_or_default(),
+            padding: settings.batching.padding.clone(),
             max_body_bytes: settings.limits.max_body_bytes.unwrap_or(defaults.max_body_bytes),
             max_in_flight,
             // Everything admitted may wait; a smaller queue is for those who want to shed earlier.

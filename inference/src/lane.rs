@@ -6,7 +6,7 @@
 mod run;
 
 use crate::admission::{Backlog, Patience};
-use crate::batch::CostTable;
+use crate::batch::{CostTable, Padding};
 use crate::engine::Session;
 use crate::metrics::VersionMetrics;
 use crate::predict::{Job, PredictError};
@@ -30,6 +30,8 @@ const LANE_NICENESS: i32 = 5;
 /// Requests share a run as long as it takes no more than this part of the default deadline: an eighth of the longest wait. Runs
 /// that were longer made the wait jump, and with it the door open and close (goodput 0.75 instead of 0.95 at 11 times the load).
 const SHARED_RUN_PART: u32 = 32;
+/// What is said of sharing and padding until a session has tried it.
+const UNPROVED: &str = "off: not yet proved to be right";
 
 /// Builds a session of the same version in place of a dead one.
 pub(crate) type Rebuild = dyn Fn() -> Result<Box<dyn Session>, String> + Send + Sync;
@@ -95,10 +97,14 @@ pub(crate) struct Lanes {
     pub(crate) metrics: VersionMetrics,
     pub(crate) costs: CostTable,
     pub(crate) backlog: Arc<Backlog>,
+    /// How requests of different lengths are made alike, where somebody has asked for it.
+    pub(crate) padding: Option<Arc<Padding>>,
     /// Whether requests share runs.
     shares: AtomicBool,
     /// Why they do or do not, for people.
     sharing: Mutex<String>,
+    /// Why they are padded for that or are not, for people.
+    padded: Mutex<String>,
     settings: LaneSettings,
     condition: Mutex<Condition>,
     rebuild: Box<Rebuild>,
@@ -112,6 +118,7 @@ impl Lanes {
     pub(crate) fn new(
         label: String,
         settings: LaneSettings,
+        padding: Option<Arc<Padding>>,
         metrics: VersionMetrics,
         rebuild: Box<Rebuild>,
         changed: Box<LanesChanged>,
@@ -123,8 +130,10 @@ impl Lanes {
             metrics,
             costs: CostTable::default(),
             backlog: Arc::new(Backlog::new(settings.patience)),
+            padding,
             shares: AtomicBool::new(false),
-            sharing: Mutex::new("off: not yet proved to be right".to_owned()),
+            sharing: Mutex::new(UNPROVED.to_owned()),
+            padded: Mutex::new(UNPROVED.to_owned()),
             settings,
             condition: Mutex::new(Condition {
                 wanted: settings.wanted,
@@ -150,9 +159,21 @@ impl Lanes {
         self.shares.load(Ordering::Relaxed)
     }
 
-    /// Whether requests share runs, and why.
+    /// From now on requests are padded to share runs, or are not.
+    pub(crate) fn pad(&self, pads: bool, why: String) {
+        let Some(padding) = &self.padding else { return };
+        tracing::info!(model = %self.label, pads, why, "requests that are padded to share runs");
+        *self.padded.lock() = format!("{}: {why}", if pads { "on" } else { "off" });
+        padding.set(pads);
+    }
+
+    /// Whether requests share runs and are padded for it, and why.
     pub(crate) fn sharing(&self) -> String {
-        self.sharing.lock().clone()
+        let sharing = self.sharing.lock().clone();
+        match &self.padding {
+            Some(_) => format!("{sharing}; padding {}", self.padded.lock()),
+            None => sharing,
+        }
     }
 
     /// How the lanes stand.

@@ -9,6 +9,7 @@ mod load;
 mod observe;
 mod probe;
 mod proof;
+mod sharing;
 
 use crate::admission::{Gate, ModelGate};
 use crate::clip::clipped;

@@ -1,7 +1,7 @@
 //! One prediction: from admitted and checked tensors to outputs, or to the one reason why not.
 
 use crate::admission::{Class, Permit, Shed};
-use crate::batch::{Shape, same_but_rows};
+use crate::batch::{Padding, Shape, same_but_rows};
 use crate::cancel::RunToken;
 use crate::contract::ContractError;
 use crate::engine::RunError;
@@ -156,6 +156,8 @@ pub(crate) struct Job {
     /// Whether it was in a run that died of another: then the wait since is not its fault.
     pub(crate) innocent: bool,
     pub(crate) shape: Shape,
+    /// How it may be padded, if it may.
+    pub(crate) padding: Option<Arc<Padding>>,
     pub(crate) deadline: Deadline,
     pub(crate) queued_at: Instant,
     pub(crate) token: Arc<RunToken>,
@@ -169,7 +171,7 @@ impl Entry for Job {
         self.joins
             && other.joins
             && self.outputs == other.outputs
-            && same_but_rows(&self.inputs, &other.inputs)
+            && (same_but_rows(&self.inputs, &other.inputs) || self.joins_padded(other))
     }
 
     fn rows(&self) -> usize {
@@ -182,6 +184,12 @@ impl Entry for Job {
 }
 
 impl Job {
+    /// Whether the two can share a run if one of them is padded.
+    fn joins_padded(&self, other: &Self) -> bool {
+        let (Some(padding), Some(_)) = (&self.padding, &other.padding) else { return false };
+        padding.joins(&self.inputs, &other.inputs)
+    }
+
     /// Ends the job: its place becomes free, then its client hears.
     pub(crate) fn answer(self, answer: Result<Prediction, PredictError>) {
         drop(self.permit);

@@ -208,6 +208,7 @@ impl Serving {
         let price = row_ns.map(|ns| Duration::from_nanos(ns.saturating_mul(rows as u64)));
         permit.change(class.unwrap_or(permit.class()), price);
         permit.feasible(deadline.at, now)?;
+        let padding = self.lanes.padding.as_ref().filter(|padding| padding.takes(&inputs)).cloned();
         let job = Job {
             inputs,
             outputs,
@@ -215,6 +216,7 @@ impl Serving {
             joins: common.is_some(),
             innocent: false,
             shape,
+            padding,
             deadline,
             queued_at: now,
             token: Arc::clone(&token),

@@ -5,7 +5,7 @@
 
 use super::Lanes;
 use crate::admission::{Shed, ShedReason};
-use crate::batch;
+use crate::batch::{self, Shape};
 use crate::cancel::SharedCancel;
 use crate::engine::{Cancel, RunError, RunOutput, Session};
 use crate::predict::{Job, PredictError, Prediction};
@@ -80,19 +80,11 @@ impl Lanes {
         session.rearm();
         self.begin(batch, canceller);
         let Some(first) = batch.first() else { return Ended::Answered };
-        let result = {
-            let joined;
-            let inputs: &[Tensor] = if batch.len() == 1 {
-                &first.inputs
-            } else {
-                let parts: Vec<&[Tensor]> = batch.iter().map(|job| job.inputs.as_slice()).collect();
-                joined = batch::concatenate(&parts);
-                &joined
-            };
-            catch_unwind(AssertUnwindSafe(|| session.run(inputs, &first.outputs)))
-        };
+        let joined = (batch.len() > 1).then(|| joined(first, batch));
+        let inputs = joined.as_deref().unwrap_or(&first.inputs);
+        let result = catch_unwind(AssertUnwindSafe(|| session.run(inputs, &first.outputs)));
         let failed = match result {
-            Ok(Ok(output)) => match self.answer_all(batch, begun, output) {
+            Ok(Ok(output)) => match self.answer_all(batch, begun, output, joined.as_deref()) {
                 Ok(()) => return Ended::Answered,
                 Err(error) => error,
             },
@@ -133,7 +125,8 @@ impl Lanes {
 
     /// Answers those that have waited longer than admission meant anybody to.
     fn drop_the_overdue(&self, batch: &mut Vec<Job>, now: Instant) {
-        let limit = self.backlog.overdue_after(self.queue.standing(now));
+        // Whoever configured a wait for company did not mean it to count.
+        let limit = self.backlog.overdue_after(self.queue.standing(now)) + self.settings.delay;
         let overdue = |job: &mut Job| !job.innocent && now - job.queued_at > limit;
         for job in batch.extract_if(.., overdue) {
             self.statistics.failed(now - job.queued_at);
@@ -160,6 +153,32 @@ impl Lanes {
         });
     }
 
+    /// The outputs of a run for several, apart again. What does not come apart is not put together any more.
+    fn parts(
+        &self,
+        batch: &[Job],
+        rows: &[usize],
+        joined: &[Tensor],
+        outputs: &[Tensor],
+    ) -> Result<Vec<Vec<Tensor>>, RunError> {
+        let apart = batch::split(outputs, rows).map_err(|reason| {
+            tracing::error!(model = %self.label, reason, "requests share no runs from now on");
+            self.share(false, reason.clone());
+            RunError::Runtime(reason)
+        })?;
+        let Some((first, padding)) =
+            batch.first().and_then(|job| Some((job, job.padding.as_ref()?)))
+        else {
+            return Ok(apart);
+        };
+        let requests: Vec<&[Tensor]> = batch.iter().map(|job| job.inputs.as_slice()).collect();
+        padding.cut(joined, &requests, &first.outputs, apart).map_err(|reason| {
+            tracing::error!(model = %self.label, reason, "requests are padded no more");
+            self.pad(false, reason.clone());
+            RunError::Runtime(reason)
+        })
+    }
+
     /// Hands the outputs to the jobs and empties `batch`.
     ///
     /// # Errors
@@ -169,21 +188,18 @@ impl Lanes {
         batch: &mut Vec<Job>,
         begun: Instant,
         output: RunOutput,
+        joined: Option<&[Tensor]>,
     ) -> Result<(), RunError> {
         let rows: Vec<usize> = batch.iter().map(|job| job.rows).collect();
-        let parts = if batch.len() == 1 {
-            vec![output.outputs]
-        } else {
-            batch::split(&output.outputs, &rows).map_err(|reason| {
-                tracing::error!(model = %self.label, reason, "requests share no runs from now on");
-                self.share(false, reason.clone());
-                RunError::Runtime(reason)
-            })?
-        };
         let total_rows: usize = rows.iter().sum();
+        let parts = match joined {
+            None => vec![output.outputs],
+            Some(joined) => self.parts(batch, &rows, joined, &output.outputs)?,
+        };
         let run = output.input_time + output.infer_time + output.output_time;
         if let Some(first) = batch.first() {
-            self.costs.learn(first.shape, total_rows, run);
+            let shape = joined.map_or(first.shape, |inputs| Shape::of(inputs, total_rows));
+            self.costs.learn(shape, total_rows, run);
         }
         self.backlog.learn_run(run);
         self.queue.learn(run / u32::try_from(batch.len()).unwrap_or(u32::MAX).max(1));
@@ -211,6 +227,15 @@ impl Lanes {
             job.answer(Ok(Prediction { outputs, timing }));
         }
         Ok(())
+    }
+}
+
+/// The inputs of several jobs that go together, as one.
+fn joined(first: &Job, batch: &[Job]) -> Vec<Tensor> {
+    let parts: Vec<&[Tensor]> = batch.iter().map(|job| job.inputs.as_slice()).collect();
+    match &first.padding {
+        Some(padding) => padding.concatenate(&parts),
+        None => batch::concatenate(&parts),
     }
 }
 

@@ -1,23 +1,23 @@
 //! The route of a version: discovered → verifying → loading → warming → probing → ready.
 
 use super::probe::probe;
-use super::{Inner, Model, proof};
+use super::sharing::{Asked, Sharing};
+use super::{Inner, Model};
 use crate::admission::Patience;
 use crate::effective::EffectiveSettings;
 use crate::engine::{ModelBytes, Session, SessionOptions};
-use crate::golden::{Golden, GoldenCase};
+use crate::golden::Golden;
 use crate::integrity::{
     Digest, GOLDEN_FILE, IntegrityError, Progress, ReadOptions, VerifiedModel, read_version,
 };
 use crate::lane::{LaneSettings, Lanes};
 use crate::settings::ModelSettings;
-use crate::tensor::NamedTensor;
 use crate::version::{LoadTimes, Serving, Version};
 use balm_probes::ModelState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Why a candidate does not serve, and what it becomes.
 pub(super) struct Refusal {
@@ -37,7 +37,8 @@ struct Proved {
     settings: EffectiveSettings,
     times: LoadTimes,
     golden: Golden,
-    sharing: Option<Sharing>,
+    asked: Asked,
+    sharing: Sharing,
 }
 
 /// A version on its way to serve.
@@ -120,30 +121,12 @@ impl Candidate {
         probe(session.as_mut(), first, limit).map_err(quarantined)?;
         version.step(inner, ModelState::Probing);
         probe(session.as_mut(), others, limit).map_err(quarantined)?;
-        let sharing = self.sharing(session.as_mut(), &golden.cases, &effective)?;
+        let asked = Asked::of(&effective, session.contract()).map_err(Refusal::failed)?;
+        let sharing = asked.first(session.as_mut(), &golden.cases).map_err(Refusal::failed)?;
         times.probe = begun.elapsed();
 
-        let proved = Proved { session, settings: effective, times, golden, sharing };
+        let proved = Proved { session, settings: effective, times, golden, asked, sharing };
         self.serve(proved, &verified, reader).map(Some)
-    }
-
-    /// Whether requests share runs, and why. `None`: the next session is to prove it, for the first one has work to do.
-    fn sharing(
-        &self,
-        session: &mut dyn Session,
-        golden: &[GoldenCase],
-        settings: &EffectiveSettings,
-    ) -> Result<Option<Sharing>, Refusal> {
-        match settings.batching {
-            Some(true) if !session.contract().is_batched() => Err(Refusal::failed(
-                "batching.enabled is true, and not every input and output has a first dimension that varies",
-            )),
-            Some(enabled) => Ok(Some((enabled, "model.toml says so".to_owned()))),
-            None if settings.lanes > 1 => Ok(None),
-            None => {
-                prove(session, golden, settings.max_deadline).map(Some).map_err(Refusal::failed)
-            }
-        }
     }
 
     /// Puts the proven session to work as the first lane. The others are still to be built.
@@ -153,7 +136,7 @@ impl Candidate {
         verified: &Arc<VerifiedModel>,
         reader: Reader,
     ) -> Result<MoreLanes, Refusal> {
-        let Proved { session, settings, times, golden, sharing } = proved;
+        let Proved { session, settings, times, golden, asked, sharing } = proved;
         let (inner, model, version) = (&self.inner, &self.model, &self.version);
         let placement = session.placement().clone();
         let rebuild = {
@@ -187,6 +170,7 @@ impl Candidate {
                 rows_max: settings.batch_rows,
                 delay: settings.batch_delay,
             },
+            asked.padding.clone(),
             inner.metrics.version(&model.name, version.number),
             Box::new(rebuild),
             Box::new(changed),
@@ -203,13 +187,8 @@ impl Candidate {
             settings,
             lanes: Arc::clone(&lanes),
         });
-        let unproved = match sharing {
-            Some((shares, why)) => {
-                lanes.share(shares, why);
-                None
-            }
-            None => Some(golden),
-        };
+        let unproved = asked.leaves_open(&sharing).then_some((asked, golden));
+        sharing.tell(&lanes);
         self.record(&serving);
         if !lanes.join(0, session) {
             return Err(Refusal::failed("the thread of its first lane could not be started"));
@@ -226,7 +205,6 @@ impl Candidate {
             lanes,
             verified: Arc::clone(verified),
             unproved,
-            limit: serving.settings.max_deadline,
             options: serving.settings.session.clone(),
         })
     }
@@ -330,10 +308,8 @@ pub(super) struct MoreLanes {
     inner: Arc<Inner>,
     lanes: Arc<Lanes>,
     verified: Arc<VerifiedModel>,
-    /// What is to be tried with the first of them, to know whether requests may share runs.
-    unproved: Option<Golden>,
-    /// How long a request of that trial may run.
-    limit: Duration,
+    /// What is to be tried with the first of them, to know whether requests may share runs, and be padded for it.
+    unproved: Option<(Asked, Golden)>,
     options: SessionOptions,
 }
 
@@ -352,9 +328,8 @@ impl MoreLanes {
             let built = catch_unwind(AssertUnwindSafe(build))
                 .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
             let proved = built.and_then(|mut session| {
-                if let Some(golden) = self.unproved.take() {
-                    let (shares, why) = prove(session.as_mut(), &golden.cases, self.limit)?;
-                    self.lanes.share(shares, why);
+                if let Some((asked, golden)) = self.unproved.take() {
+                    asked.all(session.as_mut(), &golden.cases)?.tell(&self.lanes);
                 }
                 Ok(session)
             });
@@ -367,23 +342,6 @@ impl MoreLanes {
                 }
             }
         }
-    }
-}
-
-/// Whether requests share runs, and why.
-type Sharing = (bool, String);
-
-/// Tries it. An error means that the session is not to be used any more.
-fn prove(
-    session: &mut dyn Session,
-    golden: &[GoldenCase],
-    limit: Duration,
-) -> Result<Sharing, String> {
-    let proof = || proof::rows_are_independent(session, golden, limit);
-    match catch_unwind(AssertUnwindSafe(proof)) {
-        Ok(Ok(())) => Ok((true, "proved at load to be right".to_owned())),
-        Ok(Err(reason)) => Ok((false, reason)),
-        Err(_panic) => Err("trying two requests in one run panicked".to_owned()),
     }
 }
 

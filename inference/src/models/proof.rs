@@ -1,15 +1,16 @@
 //! Whether requests may share runs: proved on the model itself, not guessed from its shapes.
 //!
 //! A first dimension that varies may be a batch, or a sequence, or a batch that the model normalises over. So two requests
-//! are run apart and together: only if their answers are the same does each row mind its own business.
+//! are run apart and together: only if their answers are the same does each row mind its own business. Whether a model
+//! minds padding, because it has no mask, say, is tried in the same way with two requests of different lengths.
 
 use super::probe::run_within;
-use crate::batch;
+use crate::batch::{self, Padding};
 use crate::contract::{Contract, Dimension};
-use crate::datatype::Datatype;
+use crate::datatype::Datatype::{self, Bf16, Fp16, Fp32, Fp64};
 use crate::engine::Session;
-use crate::golden::{GoldenCase, matches};
-use crate::tensor::{NamedTensor, Tensor};
+use crate::golden::{GoldenCase, Mismatch, matches};
+use crate::tensor::{NamedTensor, Tensor, TensorData};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use std::time::Duration;
 const TOLERANCE: f64 = 1e-3;
 /// Size of the dimensions that vary, in requests that are made up.
 const MADE_UP_SIZE: usize = 2;
+/// The same where it is to be another one.
+const MADE_UP_LONGER: usize = 3;
 /// Elements of a request that is made up, at most.
 const MADE_UP_ELEMENTS_MAX: usize = 1 << 24;
 
@@ -43,11 +46,53 @@ pub(super) fn rows_are_independent(
     let (apart, joined) = ([run(&first)?, run(&second)?], run(&together)?);
     let rows = [&first, &second].map(|inputs| batch::rows(inputs).unwrap_or(1));
     let parts = batch::split(&joined, &rows)?;
-    for (apart, part) in apart.iter().zip(&parts) {
+    alike(&contract, &apart, &parts)
+        .map_err(|mismatch| format!("together they are answered otherwise: {mismatch}"))
+}
+
+/// Runs requests of different lengths apart and together, padded.
+///
+/// # Errors
+/// Why requests must not be padded, in a sentence for people.
+pub(super) fn padding_is_harmless(
+    session: &mut dyn Session,
+    golden: &[GoldenCase],
+    padding: &Padding,
+    limit: Duration,
+) -> Result<(), String> {
+    let contract = session.contract().clone();
+    let pairs = match pair_to_pad(&contract, golden, padding) {
+        Some(pair) => vec![pair],
+        None => made_up_to_pad(&contract, padding),
+    };
+    if pairs.is_empty() {
+        return Err("there are no two requests of different lengths to try it with".to_owned());
+    }
+    let outputs: Vec<usize> = (0..contract.outputs.len()).collect();
+    for (first, second) in &pairs {
+        let requests = [first.as_slice(), second.as_slice()];
+        let together = padding.concatenate(&requests);
+        let mut run =
+            |inputs: &[Tensor]| run_within(session, inputs, &outputs, limit).map(|ran| ran.outputs);
+        let (apart, joined) = ([run(first)?, run(second)?], run(&together)?);
+        let rows = requests.map(|inputs| batch::rows(inputs).unwrap_or(1));
+        let parts = padding.cut(&together, &requests, &outputs, batch::split(&joined, &rows)?)?;
+        alike(&contract, &apart, &parts)
+            .map_err(|mismatch| format!("padded they are answered otherwise: {mismatch}"))?;
+    }
+    Ok(())
+}
+
+/// Whether the answers to two requests are those that they had apart.
+fn alike(
+    contract: &Contract,
+    apart: &[Vec<Tensor>],
+    parts: &[Vec<Tensor>],
+) -> Result<(), Mismatch> {
+    for (apart, part) in apart.iter().zip(parts) {
         for ((spec, apart), part) in contract.outputs.iter().zip(apart).zip(part) {
             let apart = NamedTensor { name: spec.name.clone(), tensor: apart.clone() };
-            matches(&apart, part, TOLERANCE)
-                .map_err(|mismatch| format!("together they are answered otherwise: {mismatch}"))?;
+            matches(&apart, part, TOLERANCE)?;
         }
     }
     Ok(())
@@ -55,13 +100,70 @@ pub(super) fn rows_are_independent(
 
 type Pair = (Vec<Tensor>, Vec<Tensor>);
 
-/// Two different requests out of the golden ones: of one case with several rows, or of two cases.
-fn pair(contract: &Contract, golden: &[GoldenCase]) -> Option<Pair> {
-    let requests: Vec<(Vec<Tensor>, usize)> = golden
+/// What the golden requests bring, with their rows.
+fn golden_requests(contract: &Contract, golden: &[GoldenCase]) -> Vec<(Vec<Tensor>, usize)> {
+    golden
         .iter()
         .filter_map(|case| contract.accept(case.inputs.clone(), usize::MAX).ok())
         .filter_map(|inputs| batch::rows(&inputs).map(|rows| (inputs, rows)))
-        .collect();
+        .collect()
+}
+
+/// Two golden requests of different lengths.
+fn pair_to_pad(contract: &Contract, golden: &[GoldenCase], padding: &Padding) -> Option<Pair> {
+    let mut requests = golden_requests(contract, golden);
+    requests.retain(|(inputs, _)| padding.takes(inputs));
+    requests.iter().enumerate().find_map(|(index, (first, _))| {
+        let (second, _) = requests[index + 1..].iter().find(|(second, _)| {
+            padding.makes_alike(first, second) && !batch::same_but_rows(first, second)
+        })?;
+        Some((first.clone(), second.clone()))
+    })
+}
+
+/// A shorter and a longer request of ones: for an attention mask everything counts. Where numbers may be negative, others of
+/// minus ones: the largest of them is not what they are padded with.
+fn made_up_to_pad(contract: &Contract, padding: &Padding) -> Vec<Pair> {
+    let of = |size: usize| -> Option<Vec<Tensor>> {
+        let inputs = contract.inputs.iter().enumerate();
+        inputs
+            .map(|(input, spec)| {
+                let dimensions = spec.shape.as_ref()?.iter().enumerate().skip(1);
+                let sizes = dimensions.map(|(axis, dimension)| match dimension {
+                    Dimension::Fixed(size) => *size,
+                    Dimension::Dynamic(_) if padding.pads(input, axis) => size,
+                    Dimension::Dynamic(_) => MADE_UP_SIZE,
+                });
+                filled(spec.datatype, std::iter::once(1).chain(sizes).collect(), 1)
+            })
+            .collect()
+    };
+    let Some(pair) = of(MADE_UP_SIZE).zip(of(MADE_UP_LONGER)) else { return Vec::new() };
+    let negative = (negated(&pair.0), negated(&pair.1));
+    if negative == pair { vec![pair] } else { vec![pair, negative] }
+}
+
+/// The request with the sign of its floating-point numbers turned.
+fn negated(inputs: &[Tensor]) -> Vec<Tensor> {
+    let turned = |tensor: &Tensor| -> Option<Tensor> {
+        let datatype = tensor.datatype();
+        let (Fp16 | Bf16 | Fp32 | Fp64) = datatype else { return None };
+        let TensorData::Raw(data) = tensor.data() else { return None };
+        let mut bytes = data.to_vec();
+        // Little-endian, so the sign is the highest bit of the last byte.
+        for element in bytes.chunks_exact_mut(datatype.element_size()?) {
+            if let Some(last) = element.last_mut() {
+                *last ^= 0x80;
+            }
+        }
+        Tensor::raw(datatype, tensor.shape().to_vec(), bytes.into()).ok()
+    };
+    inputs.iter().map(|tensor| turned(tensor).unwrap_or_else(|| tensor.clone())).collect()
+}
+
+/// Two different requests out of the golden ones: of one case with several rows, or of two cases.
+fn pair(contract: &Contract, golden: &[GoldenCase]) -> Option<Pair> {
+    let requests = golden_requests(contract, golden);
     let cut = |inputs: &[Tensor], start: usize, count: usize| {
         inputs.iter().map(|tensor| batch::slice(tensor, start, count)).collect::<Result<_, _>>()
     };

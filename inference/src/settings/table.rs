@@ -113,7 +113,8 @@ impl<'p> Table<'p> {
         }
     }
 
-    fn wrong<T>(&self, key: &str, right: &str, found: &Value) -> Option<T> {
+    /// Notes that `key` should be something else.
+    pub(super) fn wrong<T>(&self, key: &str, right: &str, found: &Value) -> Option<T> {
         let found = match found {
             Value::String(_) => "a string".to_owned(),
             Value::Integer(number) if right.starts_with("an integer") => number.to_string(),

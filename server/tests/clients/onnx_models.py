@@ -179,6 +179,27 @@ def gather() -> bytes:
     return made.SerializeToString()
 
 
+def masked_sum(masked: bool = True) -> bytes:
+    """Of rows of any length the sum of what the mask lets through, and the double of everything; without a mask the mean."""
+    shape: Shape = ["n", "length"]
+    reduced = [
+        helper.make_node("Mul", ["x", "mask"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "one"], ["total"], keepdims=0),
+    ]
+    if not masked:
+        reduced = [
+            helper.make_node("Add", ["x", "mask"], ["kept"]),
+            helper.make_node("ReduceMean", ["kept"], ["total"], axes=[1], keepdims=0),
+        ]
+    made = model(
+        [*reduced, helper.make_node("Add", ["x", "x"], ["double"])],
+        [tensor("x", "FP32", shape), tensor("mask", "FP32", shape)],
+        [tensor("total", "FP32", ["n"]), tensor("double", "FP32", shape)],
+        [numpy_helper.from_array(np.array([1], np.int64), "one")],
+    )
+    return made.SerializeToString()
+
+
 # ===== external data =====
 
 WEIGHTS = np.array([10, 20, 30, 40], np.float32)
