@@ -12,6 +12,9 @@ use crate::target::Server;
 /// Rows of a run that ONNX Runtime alone is tried with.
 const BATCHES: [usize; 4] = [2, 4, 8, 32];
 
+/// Requests on each connection before anything is measured.
+const WARMING_TIMES: usize = 40;
+
 /// Measures every model in every round.
 pub(crate) async fn measure(plan: &BenchPlan, measurands: &[Measurand]) -> Result<Vec<Throughput>> {
     let mut series: Vec<Series> = measurands.iter().map(|_| Series::new()).collect();
@@ -97,6 +100,9 @@ impl Recorder<'_> {
         }
         let mut server = Server::start(&settings(self.plan, self.measurand)).await?;
         server.first_right_answer(&self.measurand.infer).await?;
+        // What runs cost must be known to the server before many come at once: it judges by that whom to let in.
+        let (connections, times) = (2 * self.plan.lanes, WARMING_TIMES);
+        closed_loop::touch(server.address(), &self.measurand.infer, connections, times).await?;
         for (subject, connections) in loads {
             let (work, what) = match subject {
                 Subject::Noop => (&self.measurand.noop, "the no-op route"),
