@@ -38,6 +38,8 @@ pub struct EffectiveSettings {
     pub session: SessionOptions,
     /// OS threads with a session each.
     pub lanes: usize,
+    /// Whether as many of them run at once as turns out to be best; `None`: where they feed a device.
+    pub adaptive_lanes: Option<bool>,
     /// Deadline of a request that names none.
     pub default_deadline: Duration,
     /// The longest deadline that a request may ask for.
@@ -81,6 +83,7 @@ impl EffectiveSettings {
                 optimization: settings.session.graph_optimization,
             },
             lanes,
+            adaptive_lanes: settings.adaptive_lanes,
             default_deadline: settings
                 .default_deadline
                 .unwrap_or(defaults.default_deadline)

@@ -47,6 +47,13 @@ pub struct Placement {
     pub degraded: Option<String>,
 }
 
+impl Placement {
+    /// Whether what computes is not the processor, so that lanes are no measure of how much runs at once there.
+    pub fn is_on_a_device(&self) -> bool {
+        self.providers.first().is_some_and(|provider| *provider != Provider::Cpu)
+    }
+}
+
 /// From which level on the runtime's own messages are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RuntimeLogLevel {

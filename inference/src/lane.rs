@@ -4,7 +4,9 @@
 //! and a replacement builds its own from verified bytes, within a budget.
 
 mod run;
+mod turnstile;
 
+use crate::adaptive::Ran;
 use crate::admission::{Backlog, Patience};
 use crate::batch::{CostTable, Padding};
 use crate::engine::Session;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use turnstile::{Place, Turnstile};
 
 /// A lane that dies more often than this is not repaired but reported.
 const RESTARTS_MAX: usize = 5;
@@ -52,6 +55,8 @@ pub(crate) struct LaneSettings {
     pub(crate) rows_max: usize,
     /// How long the first request of a run waits for others to join. Zero, unless somebody wants it otherwise.
     pub(crate) delay: Duration,
+    /// Whether as many lanes run at once as turns out to be best, rather than all.
+    pub(crate) adaptive: bool,
 }
 
 /// How the lanes of a version stand.
@@ -106,6 +111,8 @@ pub(crate) struct Lanes {
     /// Why they are padded for that or are not, for people.
     padded: Mutex<String>,
     settings: LaneSettings,
+    /// Where not all lanes may run at once. One lane needs none.
+    turnstile: Option<Turnstile>,
     condition: Mutex<Condition>,
     rebuild: Box<Rebuild>,
     changed: Box<LanesChanged>,
@@ -135,6 +142,8 @@ impl Lanes {
             sharing: Mutex::new(UNPROVED.to_owned()),
             padded: Mutex::new(UNPROVED.to_owned()),
             settings,
+            turnstile: (settings.adaptive && settings.wanted > 1)
+                .then(|| Turnstile::new(settings.wanted)),
             condition: Mutex::new(Condition {
                 wanted: settings.wanted,
                 coming: settings.wanted,
@@ -176,6 +185,27 @@ impl Lanes {
         }
     }
 
+    /// Runs that may be in progress at once.
+    pub(crate) fn running_max(&self) -> u32 {
+        self.turnstile.as_ref().map_or(self.settings.wanted, Turnstile::limit)
+    }
+
+    /// A run brought answers, which may say something about how many should be in progress.
+    fn learn_limit(&self, ran: impl FnOnce() -> Ran) {
+        let Some(turnstile) = &self.turnstile else { return };
+        if let Some(limit) = turnstile.ran(&ran()) {
+            self.backlog.set_lanes(limit.min(self.condition.lock().healthy));
+        }
+    }
+
+    /// Takes no more requests. What waits is still answered, then the lanes end.
+    pub(crate) fn close(&self) {
+        self.queue.close();
+        if let Some(turnstile) = &self.turnstile {
+            turnstile.close();
+        }
+    }
+
     /// How the lanes stand.
     pub(crate) fn condition(&self) -> Condition {
         self.condition.lock().clone()
@@ -209,7 +239,7 @@ impl Lanes {
             if condition.healthy == condition.wanted {
                 condition.trouble = None;
             }
-            self.backlog.set_lanes(condition.healthy);
+            self.backlog.set_lanes(condition.healthy.min(self.running_max()));
         }
         (self.changed)();
     }
@@ -224,6 +254,7 @@ impl Lanes {
             condition.is_hopeless()
         };
         if hopeless {
+            self.close();
             for job in self.queue.close_and_drain() {
                 job.answer(Err(PredictError::LaneLost));
             }
@@ -251,14 +282,27 @@ impl Lanes {
         let mut queue = self.queue.reader();
         let mut batch = Vec::new();
         let rows_max = |first: &Job| self.rows_max(first);
-        while queue.pop(&mut batch, rows_max) {
+        let mut place = self.turnstile.as_ref().map(Place::at);
+        loop {
+            if let Some(place) = place.as_mut()
+                && !place.keeps()
+            {
+                queue.leave();
+                place.take();
+            }
+            if !queue.pop(&mut batch, rows_max) {
+                break;
+            }
             let rows_max = self.rows_max(&batch[0]);
             if !self.settings.delay.is_zero() && rows_max > 1 {
                 let end = batch[0].queued_at + self.settings.delay;
                 queue.linger(&mut batch, rows_max, end);
             }
-            if let Some(culprit) = self.run(session.as_mut(), &canceller, &mut batch) {
-                drop(queue);
+            let turn = place.as_ref().map(Place::turn);
+            let culprit = self.run(session.as_mut(), &canceller, &mut batch);
+            drop(turn);
+            if let Some(culprit) = culprit {
+                drop((queue, place));
                 self.replace(index);
                 // Only now: who asks again on hearing this must find the lanes as they are.
                 culprit.answer(Err(PredictError::LaneLost));
@@ -289,7 +333,7 @@ impl Lanes {
             let mut condition = self.condition.lock();
             condition.healthy -= 1;
             condition.coming += 1;
-            self.backlog.set_lanes(condition.healthy);
+            self.backlog.set_lanes(condition.healthy.min(self.running_max()));
             condition.trouble = Some(format!("lane {index} panicked and is being replaced"));
         }
         if self.queue.is_closed() {

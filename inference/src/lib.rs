@@ -3,6 +3,7 @@
 //! Tensors come in checked and go out whole; HTTP and gRPC live above, in `balm-server`. Only
 //! `engine/onnx.rs` names ONNX Runtime.
 
+mod adaptive;
 pub mod admission;
 mod batch;
 mod cancel;

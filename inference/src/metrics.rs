@@ -79,6 +79,7 @@ pub struct Metrics {
     state: IntGaugeVec,
     lanes: IntGaugeVec,
     lane_threads: IntGaugeVec,
+    adaptive_limit: IntGaugeVec,
     queue_depth: IntGaugeVec,
     wait_seconds: GaugeVec,
     wait_limit_seconds: GaugeVec,
@@ -215,6 +216,11 @@ impl Metrics {
                 "balm_in_flight_requests",
                 "Requests between admission and the end of their run.",
             )?,
+            adaptive_limit: gauges(
+                "balm_adaptive_limit",
+                "Runs of a model version that may be in progress at once: learned where lanes feed a device or adaptive_lanes is true, else as many as lanes.",
+                &["model", "version"],
+            )?,
             in_flight_bytes: IntGauge::new(
                 "balm_in_flight_bytes",
                 "Bytes reserved for the bodies of requests in flight.",
@@ -247,6 +253,7 @@ impl Metrics {
             Box::new(self.state.clone()),
             Box::new(self.lanes.clone()),
             Box::new(self.lane_threads.clone()),
+            Box::new(self.adaptive_limit.clone()),
             Box::new(self.queue_depth.clone()),
             Box::new(self.wait_seconds.clone()),
             Box::new(self.wait_limit_seconds.clone()),

@@ -336,13 +336,19 @@ impl<T: Entry> Reader<'_, T> {
     }
 }
 
-impl<T> Drop for Reader<'_, T> {
-    fn drop(&mut self) {
-        if self.busy {
+impl<T> Reader<'_, T> {
+    /// This lane does not come back soon: what nobody was woken for, because it was to take it, is another's now.
+    pub(crate) fn leave(&mut self) {
+        if std::mem::take(&mut self.busy) {
             self.queue.state.lock().busy -= 1;
         }
-        // What nobody was woken for, because this lane was to take it, is another's now.
         self.queue.nudge();
+    }
+}
+
+impl<T> Drop for Reader<'_, T> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

@@ -22,9 +22,10 @@ pub const SETTINGS_FILE: &str = "model.toml";
 pub const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key of `model.toml`; of `labels` and `batching.padding` the part that is fixed.
-pub const KEYS: [&str; 21] = [
+pub const KEYS: [&str; 22] = [
     "description",
     "lanes",
+    "adaptive_lanes",
     "versions",
     "providers",
     "fallback",
@@ -63,6 +64,8 @@ pub struct ModelSettings {
     pub description: Option<String>,
     /// Threads with a session each.
     pub lanes: Option<usize>,
+    /// Whether as many lanes run at once as turns out to be best. `None`: where they feed a device.
+    pub adaptive_lanes: Option<bool>,
     /// Which versions are served.
     pub versions: VersionPolicy,
     /// Execution providers in order of preference; never empty.
@@ -242,6 +245,7 @@ fn read(mut table: Table<'_>) -> ModelSettings {
     let settings = ModelSettings {
         description: table.string("description"),
         lanes: table.count("lanes", LANES),
+        adaptive_lanes: table.boolean("adaptive_lanes"),
         versions: versions(&mut table),
         providers: providers(&mut table),
         fallback: table.parsed("fallback"),

@@ -140,7 +140,7 @@ pub struct Serving {
 /// have looked this one up are still reading their bodies. What waits is answered, then the lanes end.
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.lanes.queue.close();
+        self.lanes.close();
     }
 }
 
@@ -265,6 +265,11 @@ impl Serving {
     pub fn lane_counts(&self) -> LaneCounts {
         let condition = self.lanes.condition();
         LaneCounts { wanted: condition.wanted, healthy: condition.healthy }
+    }
+
+    /// Runs that may be in progress at once: as many as lanes, or as turned out to be best.
+    pub fn running_max(&self) -> u32 {
+        self.lanes.running_max()
     }
 
     fn describe(&self, report: &mut VersionReport) {

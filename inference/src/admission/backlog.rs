@@ -27,6 +27,9 @@ const MARGIN: Duration = Duration::from_millis(2);
 const STANDING_RUNS: u32 = 4;
 const STANDING_MIN: Duration = Duration::from_millis(100);
 
+/// Whoever was turned away so lately says that requests are being turned away.
+const SHEDDING_MS: u64 = 1_000;
+
 /// What waits and runs for the lanes of one model version, as time.
 #[derive(Debug)]
 pub struct Backlog {
@@ -37,6 +40,8 @@ pub struct Backlog {
     clients: Clients,
     patience: Patience,
     born: Instant,
+    /// When somebody was last turned away, ms from `born`, plus one; 0: nobody was.
+    shed_at_ms: AtomicU64,
 }
 
 /// What bounds the wait.
@@ -143,6 +148,7 @@ impl Backlog {
             clients: Clients::default(),
             patience,
             born: Instant::now(),
+            shed_at_ms: AtomicU64::new(0),
         }
     }
 
@@ -176,7 +182,8 @@ impl Backlog {
             client_ns: self.clients.backlog_ns(client),
             here,
             remaining,
-        })?;
+        })
+        .inspect_err(|_| self.shed_at_ms.store(now_ms.saturating_add(1), Ordering::Relaxed))?;
         // Two that look at the same moment may both come in. They are as many as there are HTTP threads, and the next one sees both.
         let entry = Entry { class, client, length, price_ns };
         self.requests.fetch_add(1, Ordering::AcqRel);
@@ -226,6 +233,14 @@ impl Backlog {
     /// A run took so long.
     pub(crate) fn learn_run(&self, run: Duration) {
         self.estimates.learn_run(run);
+    }
+
+    /// Whether requests are being turned away for the time that they would wait.
+    pub(crate) fn is_shedding(&self, now: Instant) -> bool {
+        match self.shed_at_ms.load(Ordering::Relaxed) {
+            0 => false,
+            at => self.ms(now) < at.saturating_add(SHEDDING_MS),
+        }
     }
 
     /// How long a request may have waited when a lane takes it up, in a queue that was not empty for `standing`.

@@ -4,6 +4,7 @@
 //! with it, so the others of its run go back to the queue, to run alone in another.
 
 use super::Lanes;
+use crate::adaptive::Ran;
 use crate::admission::{Shed, ShedReason};
 use crate::batch::{self, Shape};
 use crate::cancel::SharedCancel;
@@ -200,6 +201,13 @@ impl Lanes {
         if let Some(first) = batch.first() {
             let shape = joined.map_or(first.shape, |inputs| Shape::of(inputs, total_rows));
             self.costs.learn(shape, total_rows, run);
+            let inputs = joined.unwrap_or(&first.inputs);
+            self.learn_limit(|| Ran {
+                time: run,
+                rows: total_rows,
+                elements: inputs.iter().map(Tensor::element_count).sum(),
+                shedding: self.backlog.is_shedding(Instant::now()),
+            });
         }
         self.backlog.learn_run(run);
         self.queue.learn(run / u32::try_from(batch.len()).unwrap_or(u32::MAX).max(1));

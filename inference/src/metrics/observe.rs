@@ -14,6 +14,7 @@ impl Metrics {
         }
         self.wait_seconds.reset();
         self.wait_limit_seconds.reset();
+        self.adaptive_limit.reset();
         if let Some(triton) = &self.triton {
             triton.reset();
         }
@@ -53,6 +54,7 @@ impl Metrics {
         let wait = backlog.wait(Class::Default).as_secs_f64();
         self.wait_seconds.with_label_values(&labels).set(wait);
         self.wait_limit_seconds.with_label_values(&labels).set(backlog.bound().as_secs_f64());
+        self.adaptive_limit.with_label_values(&labels).set(i64::from(serving.running_max()));
         if let Some(triton) = &self.triton {
             triton.set(&labels, &serving.statistics(), waiting);
         }

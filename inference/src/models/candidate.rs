@@ -169,6 +169,7 @@ impl Candidate {
                 },
                 rows_max: settings.batch_rows,
                 delay: settings.batch_delay,
+                adaptive: settings.adaptive_lanes.unwrap_or_else(|| placement.is_on_a_device()),
             },
             asked.padding.clone(),
             inner.metrics.version(&model.name, version.number),

@@ -15,6 +15,7 @@ fn every_key_is_read() {
     let text = r#"
         description = "flowers"
         lanes = 2
+        adaptive_lanes = true
         versions = [3, 1, 3]
         providers = ["cuda", "cpu"]
         fallback = "cpu"
@@ -44,6 +45,7 @@ fn every_key_is_read() {
     let expected = ModelSettings {
         description: Some("flowers".into()),
         lanes: Some(2),
+        adaptive_lanes: Some(true),
         versions: VersionPolicy::Only(vec![1, 3]),
         providers: Some(vec![Provider::Cuda, Provider::Cpu]),
         fallback: Some(Provider::Cpu),
@@ -123,7 +125,10 @@ fn each_bad_value_has_its_sentence() {
             "batching.padding.x must be a number, or a string for BYTES, found another list",
         ),
         ("[labels]\ny = [1]", "labels.y must be a list of strings"),
-        ("lane = 1", "lane is not a known key; known are description, lanes, versions"),
+        (
+            "lane = 1",
+            "lane is not a known key; known are description, lanes, adaptive_lanes, versions",
+        ),
         ("a = 1\nlanes = ", "line 2 is not TOML"),
     ];
     for (text, expected) in table {

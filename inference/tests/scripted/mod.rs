@@ -34,6 +34,9 @@ pub(crate) const HANG: i64 = 12;
 pub(crate) const FAIL: i64 = 13;
 pub(crate) const ONE_ROW: i64 = 14;
 
+/// A run of a device that is not crowded.
+const DEVICE_RUN: Duration = Duration::from_millis(3);
+
 #[derive(Default)]
 pub(crate) struct Script {
     pub(crate) runs: AtomicU64,
@@ -49,8 +52,29 @@ pub(crate) struct Script {
     pub(crate) lengths: bool,
     /// Whether what comes out depends on how long what went in was.
     pub(crate) minds_length: bool,
+    /// Runs that a device does at once in [`DEVICE_RUN`]; more of them take longer in proportion. 0: no device.
+    pub(crate) slots: AtomicU64,
+    /// Runs in progress on the device, and the most that ever were.
+    pub(crate) running: AtomicU64,
+    pub(crate) running_max: AtomicU64,
     /// Inputs of each run: rows and length.
     pub(crate) shapes: Mutex<Vec<Vec<usize>>>,
+}
+
+impl Script {
+    /// A run on the device, if there is one: what it took.
+    fn device(&self) -> Duration {
+        let slots = self.slots.load(Ordering::SeqCst);
+        if slots == 0 {
+            return Duration::from_micros(10);
+        }
+        let begun = Instant::now();
+        let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+        self.running_max.fetch_max(running, Ordering::SeqCst);
+        std::thread::sleep(DEVICE_RUN.mul_f64((running as f64 / slots as f64).max(1.0)));
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        begun.elapsed()
+    }
 }
 
 struct ScriptedEngine(Arc<Script>);
@@ -152,6 +176,7 @@ impl Session for ScriptedSession {
                 output_time: Duration::ZERO,
             });
         }
+        let infer_time = self.script.device();
         // One row that does something does it to the whole run.
         match rows.into_iter().max().unwrap_or(ECHO) {
             PANIC => panic!("scripted panic"),
@@ -178,7 +203,7 @@ impl Session for ScriptedSession {
             _ => Ok(RunOutput {
                 outputs: vec![inputs[0].clone()],
                 input_time: Duration::ZERO,
-                infer_time: Duration::from_micros(10),
+                infer_time,
                 output_time: Duration::ZERO,
             }),
         }

