@@ -305,14 +305,14 @@ impl Served {
             &config.http,
             config.admission.client_header.clone(),
         );
-        let router = http::router(state, config.http.noop_route);
+        let port = http::DataPort::new(state, config.http.noop_route);
         let listening = bound.listening()?;
         let management = management.start(Arc::new(health)).map_err(AppError::Thread)?;
         banner::print(&banner::addresses(&listening, management.local_addr()));
         let (stop, stopped) = watch::channel(false);
         let sockets = sockets(config);
         let drain = config.lifecycle.drain_timeout;
-        let data = tokio::spawn(bound.serve(router, sockets, http_metrics, stopped, drain));
+        let data = tokio::spawn(bound.serve(port, sockets, http_metrics, stopped, drain));
         let served = Served { models, stop, data, _management: management };
         Ok((served, listening))
     }

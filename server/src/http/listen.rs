@@ -16,9 +16,9 @@ pub(super) use request::BodyFault;
 pub use request::BodyPace;
 pub use server::Sockets;
 
+use super::DataPort;
 use super::metrics::HttpMetrics;
 use crate::config::ListenAddr;
-use axum::Router;
 use server::Server;
 use std::fmt;
 use std::io;
@@ -112,13 +112,13 @@ impl Bound {
     /// Gives the number of connections that had to be cut.
     pub async fn serve(
         self,
-        router: Router,
+        port: DataPort,
         sockets: Sockets,
         metrics: HttpMetrics,
         mut stop: watch::Receiver<bool>,
         drain_timeout: Duration,
     ) -> usize {
-        let server = Server::new(router, sockets, metrics, stop.clone());
+        let server = Server::new(port, sockets, metrics, stop.clone());
         loop {
             tokio::select! {
                 () = accept(&self.socket, &server) => {}
