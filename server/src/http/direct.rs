@@ -1,7 +1,7 @@
 //! The short way of infer requests: past the router, through the same admission, with the same things around it.
 //!
 //! The router boxes the future and the body of a request at every layer, and moves its head from one to the next. For a
-//! small model that is a fifth of what a request costs the HTTP thread (decision 2 has the figures). So the two routes of
+//! small model that is a fifth of what a request costs the HTTP thread (decision 14 has the figures). So the two routes of
 //! `infer` are known by their path; whatever is not plainly one of them, or asks for compression, goes by the router, which
 //! has them too.
 
