@@ -294,7 +294,8 @@ impl Cause {
         }
     }
 
-    fn of(end: End) -> Cause {
+    /// What an end that nobody brought about means.
+    pub const fn of(end: End) -> Cause {
         match end {
             End::Signal(11) => Cause::Segv,
             End::Signal(6) => Cause::Abort,
@@ -432,7 +433,9 @@ impl Respawn {
                     None
                 }
             }
-            Stage::Killing { cause, .. } => Some(format!("{}; it is being replaced", cause.sentence())),
+            Stage::Killing { cause, .. } => {
+                Some(format!("{}; it is being replaced", cause.sentence()))
+            }
             Stage::Waiting { cause, until_ms } => {
                 let pause = until_ms.saturating_sub(self.clock_ms);
                 Some(format!("{}; the next one starts in {pause} ms", cause.sentence()))

@@ -86,7 +86,9 @@ fn after_five_quiet_minutes_the_next_one_starts_at_once_again() {
 
 #[test]
 fn pauses_are_spread_by_a_fifth() {
-    for (spread, pause) in [(0, 160), (400, 240), (401, 160), (u64::MAX, 160 + 200 * (u64::MAX % 401) / 1000)] {
+    for (spread, pause) in
+        [(0, 160), (400, 240), (401, 160), (u64::MAX, 160 + 200 * (u64::MAX % 401) / 1000)]
+    {
         let mut respawn = new();
         respawn.step(Event::Ended { end: End::Code(1), spread });
         respawn.step(Event::Ended { end: End::Code(1), spread });
