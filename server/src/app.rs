@@ -31,12 +31,19 @@ use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use std::io::{self, Write};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 /// Threads that decode large bodies. Loads have threads of their own.
 const BLOCKING_THREADS_MAX: usize = 16;
+
+/// Clients of a worker that died wait in the backlog while the next one loads, which is better than a refusal when it is
+/// short. From this time on, the default deadline of a request, they are told that the models load.
+const LOADED_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How often it is looked whether they have.
+const LOADED_GLANCE: Duration = Duration::from_millis(2);
 
 /// The server could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -349,8 +356,9 @@ impl Served {
         // A supervisor tells, and tells again, by itself; a signal that reaches its worker as well says nothing new.
         let again = if worker.is_some() { Ending::Drain } else { Ending::AtOnce };
         heed_signals(&endings, again)?;
+        let first = worker.as_ref().is_none_or(|worker| worker.is_first());
         // People look at the first start.
-        if worker.as_ref().is_none_or(|worker| worker.is_first()) {
+        if first {
             loader.announce(listening);
         }
         let (stop, stopped) = watch::channel(false);
@@ -361,7 +369,16 @@ impl Served {
                 worker.closed();
             }
         };
-        let data = tokio::spawn(bound.serve(router, sockets, http_metrics, stopped, drain, closed));
+        let (loading, mut told) = (models.clone(), endings.hear());
+        let data = tokio::spawn(async move {
+            if !first {
+                tokio::select! {
+                    () = loaded(&loading) => {}
+                    () = told.at_least(Ending::Drain) => {}
+                }
+            }
+            bound.serve(router, sockets, http_metrics, stopped, drain, closed).await
+        });
         Ok(Served { models, stop, data, told: endings.hear(), _management: management })
     }
 
@@ -407,6 +424,16 @@ impl Served {
         tracing::info!("drained");
         Exit::Drained
     }
+}
+
+/// Waits until what the repository holds is loaded or refused, or for as long as clients can be left waiting for it.
+async fn loaded(models: &Models) {
+    let all = async {
+        while models.report().server == ServerPhase::Starting {
+            tokio::time::sleep(LOADED_GLANCE).await;
+        }
+    };
+    let _ = tokio::time::timeout(LOADED_WAIT_MAX, all).await;
 }
 
 /// Tells `endings` of SIGTERM and SIGINT from now on: the first is a drain, each further one `again`.

@@ -48,10 +48,12 @@ fn work(config: Config, host: &Host) -> Result<Exit, AppError> {
 
 fn supervise(config: &Config) -> Result<Exit, AppError> {
     let Listeners { data, management } = Listeners::open(config)?;
-    // The worker first: it has the longest way to go.
+    // As process 1 a signal that nobody heeds is lost.
+    let signals = supervisor::Signals::heed().map_err(AppError::Signals)?;
+    // The worker, then all else: it has the longest way to go.
     let first = supervisor::spawn(&data, 1).map_err(AppError::Thread)?;
     let _log = logs::init(&config.log, Some(Process::Supervisor))?;
-    Ok(Supervisor::new(config, data, management, first)?.run())
+    Ok(Supervisor::new(config, data, management, signals, first)?.run())
 }
 
 /// `balm check`: reads, hashes, loads and probes every model as `serve` would, and serves nothing.

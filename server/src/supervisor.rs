@@ -14,6 +14,7 @@ mod notify;
 mod signals;
 
 pub(crate) use child::{Child, spawn};
+pub(crate) use signals::Signals;
 
 use crate::app::AppError;
 use crate::banner;
@@ -31,7 +32,6 @@ use metrics::SupervisorMetrics;
 use notify::Notify;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
-use signals::Signals;
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -85,9 +85,9 @@ impl Supervisor {
         config: &Config,
         data: Bound,
         management: Management,
+        signals: Signals,
         first: Child,
     ) -> Result<Self, AppError> {
-        let signals = Signals::heed().map_err(AppError::Signals)?;
         let pulse = Pulse::start().map_err(AppError::Thread)?;
         pulse.answer();
         let metrics = SupervisorMetrics::new()?;
@@ -241,6 +241,10 @@ impl Supervisor {
     }
 
     fn ended(&mut self, end: End) -> Option<Departure> {
+        // It may have become ready and died since the last look.
+        if self.desk.started().started {
+            self.respawn.step(Event::Ready);
+        }
         let worker = self.worker.take()?;
         let how = match worker.farewell {
             Some(farewell) => format!("{end}: {farewell}"),
@@ -311,10 +315,10 @@ impl Supervisor {
                 );
             }
             Stage::Fatal { cause, .. } => {
-                tracing::error!(
-                    reason = cause.as_str(),
-                    "giving up: too many workers were replaced"
-                );
+                if let (Cause::Unkillable, Some(worker)) = (cause, &self.worker) {
+                    self.desk.metrics.replaced(cause, worker.in_flight);
+                }
+                tracing::error!(reason = cause.as_str(), "giving up: {}", cause.sentence());
             }
             Stage::Draining { .. } | Stage::Over => self.notify.stopping(),
             Stage::Running => {}

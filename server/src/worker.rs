@@ -98,6 +98,14 @@ impl Worker {
         // Balm is started by the path of its file, and would be called by that path's last part.
         let _ = rustix::thread::set_name(c"balm-worker");
         let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        Worker::begin_on(stream, drain_timeout)
+    }
+
+    /// The same on any line.
+    pub(crate) fn begin_on(
+        stream: UnixStream,
+        drain_timeout: Duration,
+    ) -> Result<(Arc<Self>, Bound), WorkerError> {
         let Received { hello, socket, incoming } = receive(&stream)?;
         stream.set_nonblocking(true)?;
         let bound = match hello.socket {

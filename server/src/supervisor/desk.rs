@@ -327,6 +327,9 @@ impl Line {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 impl ManagementSource for Desk {
     fn startup(&self) -> ProbeAnswer {
         ProbeAnswer::startup(&self.started())

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 /// The signals that the supervisor heeds.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     terminate: UnixStream,
     interrupt: UnixStream,
     child: UnixStream,
@@ -18,7 +18,7 @@ impl Signals {
     ///
     /// # Errors
     /// When the system does not give a pair of sockets.
-    pub(super) fn heed() -> io::Result<Signals> {
+    pub(crate) fn heed() -> io::Result<Signals> {
         Ok(Signals {
             terminate: wakened_by(SIGTERM)?,
             interrupt: wakened_by(SIGINT)?,
