@@ -40,6 +40,9 @@ use std::time::{Duration, Instant};
 /// How much longer than its configured times a drain may take.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
+/// What is kept of a worker's own words on its end. Kubernetes shows 4 KiB of a termination log.
+const FAREWELL_CHARS_MAX: usize = 500;
+
 /// See the module.
 pub(crate) struct Supervisor {
     config: Config,
@@ -217,7 +220,7 @@ impl Supervisor {
         }
         let (cause, detail) = heard.replace?;
         if let Some(worker) = &mut self.worker {
-            worker.farewell = Some(detail);
+            worker.farewell = Some(detail.chars().take(FAREWELL_CHARS_MAX).collect());
         }
         self.happened(Event::Asked(cause))
     }

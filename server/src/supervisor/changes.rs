@@ -1,6 +1,7 @@
 //! Whether anything has changed since a server was parked: what it was told, or what it was to serve.
 
 use crate::config::Config;
+use crate::library;
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash, Hasher};
@@ -27,7 +28,7 @@ impl Changes {
     pub(super) fn new(config: &Config) -> Self {
         let mut watched = vec![config.repository.path.clone()];
         watched.extend(config.file.clone());
-        watched.extend(config.onnxruntime.library.clone());
+        watched.push(library::find(config.onnxruntime.library.as_deref()));
         Changes { watched, remembered: 0, look_after: None }
     }
 

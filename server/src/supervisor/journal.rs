@@ -14,8 +14,6 @@ use std::path::{Path, PathBuf};
 const ENTRIES_MAX: usize = 64;
 /// Bytes that are read, whatever lies there.
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024;
-/// What Kubernetes shows of a termination log.
-const REASON_BYTES_MAX: usize = 4 * 1024;
 
 /// A server gave up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,8 +105,7 @@ pub(super) struct Reason<'a> {
 /// Writes the termination log, where one is configured and the end was not asked for.
 pub(super) fn tell(path: Option<&Path>, exit: Exit, reason: &Reason<'_>) {
     let Some(path) = path.filter(|_| exit != Exit::Drained) else { return };
-    let mut text = serde_json::to_string(reason).unwrap_or_default();
-    text.truncate(REASON_BYTES_MAX);
+    let text = serde_json::to_string(reason).unwrap_or_default();
     // In place: Kubernetes mounts this very file.
     if let Err(error) = fs::write(path, text) {
         tracing::warn!(%error, path = %path.display(), "termination log not written");

@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -396,6 +397,34 @@ def test_a_crash_loop_backs_off_gives_up_and_parks(
     library.symlink_to(found)
     server.wait_for(lambda: server.probe("/ready").status == 200, "what has changed is tried", 20)
     assert plus_one(server) == 200
+
+
+@pytest.mark.faults
+def test_many_deaths_lose_only_what_was_in_flight(start: START, models: Path) -> None:
+    """As many as the budget allows, at any time, of any kind. The seed is printed with a failure."""
+    seed = int(os.environ.get("BALM_FAULTS_SEED") or time.time_ns() % 1_000_000)
+    print(f"BALM_FAULTS_SEED={seed}")
+    dice = random.Random(seed)
+    server = start(models, {"defaults": {"deadline_ms": 10_000}}).wait_started().wait_lanes()
+    descriptors = Path(f"/proc/{server.process.pid}/fd")
+    open_before = len(list(descriptors.iterdir()))
+    clients, deaths = 4, 5
+    with Load(server, clients) as load:
+        for death in range(1, deaths + 1):
+            time.sleep(dice.uniform(0, 0.3))
+            kill_until_gone(server.worker_pid(), dice.choice([signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV]))
+            server.wait_for(
+                lambda: server.status()["supervisor"]["workers_started"] == death + 1, "there is another one", 25
+            )
+            server.wait_for(lambda: server.probe("/ready").status == 200, "it is ready")
+    broken = {"RemoteDisconnected", "ConnectionResetError", "BrokenPipeError"}
+    assert load.outcomes() <= {200} | broken, load.outcomes()
+    assert sum(isinstance(outcome, str) for _, _, outcome in load.seen) <= deaths * clients
+    assert sum(restarts(server).values()) == deaths
+    assert server.metrics().one("balm_worker_lost_requests_total") <= deaths * clients
+    assert [server.probe(path).status for path in ("/live", "/startup", "/ready")] == [200, 200, 200]
+    # What a worker had is given back with it.
+    server.wait_for(lambda: len(list(descriptors.iterdir())) <= open_before, "no descriptor is left over", 5)
 
 
 # ===== it stands still =====
