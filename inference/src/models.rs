@@ -25,8 +25,8 @@ use balm_probes::{HealthReport, ModelReport, ServerPhase};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// What the models are served under.
 #[derive(Clone, Debug)]
@@ -55,7 +55,11 @@ struct Inner {
     /// Held while the table or the report is rebuilt, so that no change is lost between two writers.
     changing: Mutex<Server>,
     report: ArcSwap<HealthReport>,
+    listener: OnceLock<ReportListener>,
 }
+
+/// Is told each report before whoever caused it goes on.
+type ReportListener = Box<dyn Fn(&Arc<HealthReport>) + Send + Sync>;
 
 #[derive(Clone, Debug)]
 struct Server {
@@ -122,6 +126,7 @@ impl Models {
             table: ArcSwap::default(),
             changing: Mutex::new(server),
             report,
+            listener: OnceLock::new(),
         }))
     }
 
@@ -155,6 +160,13 @@ impl Models {
     /// How everything stands, as probes and `/status` see it.
     pub fn report(&self) -> Arc<HealthReport> {
         self.0.report.load_full()
+    }
+
+    /// Has `listener` told of each new report from now on, in their order, before whoever caused it goes on: it must not
+    /// wait. Only the first one that is given listens.
+    pub fn on_report(&self, listener: impl Fn(&Arc<HealthReport>) + Send + Sync + 'static) {
+        let _changing = self.0.changing.lock();
+        let _ = self.0.listener.set(Box::new(listener));
     }
 
     /// The door of the server.
@@ -191,7 +203,11 @@ impl Inner {
     }
 
     fn publish(&self, server: &Server) {
-        self.report.store(Arc::new(report_of(server, &self.table.load())));
+        let report = Arc::new(report_of(server, &self.table.load()));
+        self.report.store(Arc::clone(&report));
+        if let Some(listener) = self.listener.get() {
+            listener(&report);
+        }
     }
 
     /// The entry of a model, made when it is not there yet.

@@ -21,6 +21,15 @@ impl RepairBudget {
 
     /// Spends one repair at `now_ms`, a monotonic clock's milliseconds. False when the budget is used up.
     pub fn try_spend(&mut self, now_ms: u64) -> bool {
+        if self.spent(now_ms) >= self.limit {
+            return false;
+        }
+        self.spent_at_ms.push_back(now_ms);
+        true
+    }
+
+    /// Repairs of the window that ends at `now_ms`.
+    pub fn spent(&mut self, now_ms: u64) -> usize {
         while self
             .spent_at_ms
             .front()
@@ -28,11 +37,7 @@ impl RepairBudget {
         {
             self.spent_at_ms.pop_front();
         }
-        if self.spent_at_ms.len() >= self.limit {
-            return false;
-        }
-        self.spent_at_ms.push_back(now_ms);
-        true
+        self.spent_at_ms.len()
     }
 }
 

@@ -7,10 +7,12 @@ pub mod budget;
 pub mod liveness;
 pub mod readiness;
 pub mod report;
+pub mod respawn;
 pub mod state;
 
 pub use budget::RepairBudget;
 pub use liveness::{Liveness, Startup, liveness, startup};
 pub use readiness::{Readiness, ReadinessPolicy, model_ready, readiness};
 pub use report::{HealthReport, LaneCounts, ModelReport, ServerPhase, VersionReport};
+pub use respawn::{Action, Cause, Departure, End, Event, Fatality, Respawn, RespawnPolicy, Stage};
 pub use state::{IndexState, ModelState};

@@ -22,11 +22,15 @@ const SETTINGS: [&str; 3] = [VARIABLE, "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_TH
 /// The process stays the same (`exec`): id, parent, files, signals. Where that is not possible everything works as well, with
 /// some more memory.
 pub fn settle() {
-    if SETTINGS.iter().any(|name| env::var_os(name).is_some()) {
-        return;
-    }
+    let Some((variable, tunables)) = setting() else { return };
     let mut arguments = env::args_os();
     let (Some(name), Ok(program)) = (arguments.next(), env::current_exe()) else { return };
     // Comes back only if it fails.
-    let _error = Command::new(program).arg0(name).args(arguments).env(VARIABLE, TUNABLES).exec();
+    let _error = Command::new(program).arg0(name).args(arguments).env(variable, tunables).exec();
+}
+
+/// The variable that a program is to be started with, unless somebody has set one that does the same.
+pub fn setting() -> Option<(&'static str, &'static str)> {
+    let is_set = SETTINGS.iter().any(|name| env::var_os(name).is_some());
+    (!is_set).then_some((VARIABLE, TUNABLES))
 }

@@ -1,18 +1,22 @@
 //! The wiring: from a configuration to a server that runs and ends in order.
 //!
-//! [`App::build`] opens everything that can fail (library, repository, sockets); [`App::run`] serves until it is told to
-//! stop. Sockets are bound before models are loaded, so that probes are answered from the first moment.
+//! [`App::build`] opens everything that can fail (library, repository), on sockets that are bound already; [`App::run`]
+//! serves until it is told to stop. Probes are answered from the first moment: by a management port of its own, or by the
+//! supervisor, which is told everything.
 
 use crate::banner;
 use crate::config::Config;
+use crate::ending::{Ending, Endings, Told};
 use crate::exit::Exit;
 use crate::health::Health;
 use crate::host::Host;
 use crate::http::{self, BodyPace, Bound, HttpMetrics, ListenError, Listening, Sockets};
 use crate::library;
+use crate::logs::LogError;
 use crate::management::{Management, ManagementHandle};
 use crate::memory::MemoryLimit;
 use crate::pulse::Pulse;
+use crate::worker::{Worker, WorkerError};
 use balm_inference::admission::{Gate, GateLimits};
 use balm_inference::effective::ModelDefaults;
 use balm_inference::engine::onnx::OnnxEngine;
@@ -27,12 +31,19 @@ use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use std::io::{self, Write};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 /// Threads that decode large bodies. Loads have threads of their own.
 const BLOCKING_THREADS_MAX: usize = 16;
+
+/// Clients of a worker that died wait in the backlog while the next one loads, which is better than a refusal when it is
+/// short. From this time on, the default deadline of a request, they are told that the models load.
+const LOADED_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How often it is looked whether they have.
+const LOADED_GLANCE: Duration = Duration::from_millis(2);
 
 /// The server could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +69,18 @@ pub enum AppError {
     /// No threads.
     #[error("a thread or runtime could not be started: {0}")]
     Thread(#[source] io::Error),
+    /// No signals.
+    #[error("signals cannot be received: {0}")]
+    Signals(#[source] io::Error),
+    /// No log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Sockets of the service manager that are none.
+    #[error("sockets of the service manager (LISTEN_FDS): {0}")]
+    Inherited(#[source] io::Error),
+    /// No supervisor.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     /// A mistake in the metrics.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -182,9 +205,18 @@ pub struct App {
     core: Core,
     runtime: Runtime,
     bound: Bound,
-    management: Management,
+    front: Front,
+    health: Arc<Health>,
     pulse: Arc<Pulse>,
     loader: Loader,
+}
+
+/// Who answers for the server's health.
+pub enum Front {
+    /// Itself, at a port of its own.
+    Management(Management),
+    /// Its supervisor.
+    Supervisor(Arc<Worker>),
 }
 
 impl App {
@@ -192,7 +224,12 @@ impl App {
     ///
     /// # Errors
     /// [`AppError`], the first thing that could not be opened.
-    pub fn build(config: Config, host: &Host) -> Result<Self, AppError> {
+    pub fn build(
+        config: Config,
+        host: &Host,
+        bound: Bound,
+        front: Front,
+    ) -> Result<Self, AppError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.http.threads)
             .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -200,42 +237,41 @@ impl App {
             .enable_all()
             .build()
             .map_err(AppError::Thread)?;
-        let addr = config.management.addr;
-        let management =
-            Management::bind(addr).map_err(|source| AppError::Management { addr, source })?;
-        let bound = runtime.block_on(Bound::bind(&config.http.addr))?;
+        let pulse = match &front {
+            Front::Management(_) => Pulse::start().map_err(AppError::Thread)?,
+            Front::Supervisor(worker) => worker.pulse(),
+        };
         let core = Core::build(&config)?;
+        let health = Arc::new(Health::new(
+            core.models.clone(),
+            Arc::clone(&pulse),
+            config.repository.readiness.clone(),
+            core.registry.clone(),
+        ));
+        if let Front::Supervisor(worker) = &front {
+            worker.attach(&core.models, &health);
+        }
         log_start(&config, host);
         let loader = Loader::start(&core.models)?;
         let memory = config.admission.memory_limit_bytes;
         if let Some(limit) = MemoryLimit::find(memory, host.memory_bytes.as_ref()) {
             limit.watch(core.models.gate()).map_err(AppError::Thread)?;
         }
-        let pulse = Pulse::start().map_err(AppError::Thread)?;
         register_threads(&core.registry, host, config.http.threads)?;
         let engine = core.started()?;
         describe(&core.models, engine);
-        Ok(App { config, core, runtime, bound, management, pulse, loader })
+        Ok(App { config, core, runtime, bound, front, health, pulse, loader })
     }
 
-    /// Serves until SIGTERM or SIGINT, then drains.
+    /// Serves until it is told to end, then drains.
     pub fn run(self) -> Exit {
-        let App { config, core, runtime, bound, management, pulse, loader } = self;
+        let App { config, core, runtime, bound, front, health, pulse, loader } = self;
         let Core { models, registry, .. } = core;
         let exit = runtime.block_on(async {
-            tokio::spawn(Arc::clone(&pulse).beat());
-            let health = Health::new(
-                models.clone(),
-                pulse,
-                config.repository.readiness.clone(),
-                registry.clone(),
-            );
-            let served = Served::start(&config, models, &registry, bound, management, health);
+            tokio::spawn(pulse.beat());
+            let served = Served::start(&config, models, &registry, bound, front, health, loader);
             match served {
-                Ok((served, listening)) => {
-                    loader.announce(listening);
-                    served.until_told(&config).await
-                }
+                Ok(served) => served.until_told(&config).await,
                 Err(error) => {
                     let _ = writeln!(io::stderr(), "balm: {error}");
                     Exit::Io
@@ -283,8 +319,9 @@ impl Loader {
 struct Served {
     models: Models,
     stop: watch::Sender<bool>,
-    data: tokio::task::JoinHandle<usize>,
-    _management: ManagementHandle,
+    data: tokio::task::JoinHandle<Result<usize, ListenError>>,
+    told: Told,
+    _management: Option<ManagementHandle>,
 }
 
 impl Served {
@@ -293,9 +330,10 @@ impl Served {
         models: Models,
         registry: &Registry,
         bound: Bound,
-        management: Management,
-        health: Health,
-    ) -> Result<(Self, Listening), AppError> {
+        front: Front,
+        health: Arc<Health>,
+        loader: Loader,
+    ) -> Result<Self, AppError> {
         let http_metrics = HttpMetrics::register(registry)?;
         let state = http::State::new(
             models.clone(),
@@ -307,47 +345,76 @@ impl Served {
         );
         let port = http::DataPort::new(state, config.http.noop_route);
         let listening = bound.listening()?;
-        let management = management.start(Arc::new(health)).map_err(AppError::Thread)?;
-        banner::print(&banner::addresses(&listening, management.local_addr()));
+        let (endings, worker, management) = match front {
+            Front::Management(management) => {
+                let management = management.start(health).map_err(AppError::Thread)?;
+                banner::print(&banner::addresses(&listening, management.local_addr()));
+                (Endings::default(), None, Some(management))
+            }
+            Front::Supervisor(worker) => (worker.endings(), Some(worker), None),
+        };
+        // A supervisor tells, and tells again, by itself; a signal that reaches its worker as well says nothing new.
+        let again = if worker.is_some() { Ending::Drain } else { Ending::AtOnce };
+        heed_signals(&endings, again)?;
+        let first = worker.as_ref().is_none_or(|worker| worker.is_first());
+        // People look at the first start.
+        if first {
+            loader.announce(listening);
+        }
         let (stop, stopped) = watch::channel(false);
         let sockets = sockets(config);
         let drain = config.lifecycle.drain_timeout;
-        let data = tokio::spawn(bound.serve(port, sockets, http_metrics, stopped, drain));
-        let served = Served { models, stop, data, _management: management };
-        Ok((served, listening))
-    }
-
-    /// Waits for a signal, then ends in order: not ready at once, still serving while load balancers learn of it, then
-    /// no new connections, then the end when what was inside has finished. A second signal ends at once.
-    async fn until_told(self, config: &Config) -> Exit {
-        let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-        let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-            tracing::error!("signals cannot be received");
-            return Exit::Io;
-        };
-        let mut told = async || {
-            tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
+        let closed = move || {
+            if let Some(worker) = worker {
+                worker.closed();
             }
         };
-        let name = told().await;
+        let (loading, mut told) = (models.clone(), endings.hear());
+        let data = tokio::spawn(async move {
+            if !first {
+                tokio::select! {
+                    () = loaded(&loading) => {}
+                    () = told.at_least(Ending::Drain) => {}
+                }
+            }
+            bound.serve(port, sockets, http_metrics, stopped, drain, closed).await
+        });
+        Ok(Served { models, stop, data, told: endings.hear(), _management: management })
+    }
+
+    /// Waits to be told, then ends in order: not ready at once, still serving while load balancers learn of it, then
+    /// no new connections, then the end when what was inside has finished.
+    async fn until_told(self, config: &Config) -> Exit {
+        let Served { models, stop, mut data, mut told, _management } = self;
+        tokio::select! {
+            () = told.at_least(Ending::Drain) => {}
+            // It ends by itself only when it could not even begin.
+            ended = &mut data => {
+                if let Ok(Err(error)) = ended {
+                    let _ = writeln!(io::stderr(), "balm: {error}");
+                }
+                return Exit::Io;
+            }
+        }
         tracing::info!(
-            signal = name,
             drain_delay_ms = config.lifecycle.drain_delay.as_millis(),
             "draining: not ready from now on, still serving"
         );
-        self.models.enter(ServerPhase::Draining);
-        let Served { models, stop, mut data, _management } = self;
+        models.enter(ServerPhase::Draining);
         tokio::select! {
             () = tokio::time::sleep(config.lifecycle.drain_delay) => {}
-            name = told() => return cut_short(name),
+            () = told.at_least(Ending::DrainNow) => {}
         }
         tracing::info!("taking no new connections");
         let _ = stop.send(true);
         let cut = tokio::select! {
-            cut = &mut data => cut.unwrap_or(0),
-            name = told() => return cut_short(name),
+            // First, so that nothing that comes is served by somebody who must not.
+            biased;
+            () = told.at_least(Ending::AtOnce) => {
+                tracing::warn!("told again, ending at once");
+                return Exit::Interrupted;
+            }
+            cut = &mut data => cut.ok().and_then(Result::ok).unwrap_or(0),
         };
         models.enter(ServerPhase::Stopped);
         if cut > 0 {
@@ -359,9 +426,34 @@ impl Served {
     }
 }
 
-fn cut_short(signal: &str) -> Exit {
-    tracing::warn!(signal, "second signal, ending at once");
-    Exit::Interrupted
+/// Waits until what the repository holds is loaded or refused, or for as long as clients can be left waiting for it.
+async fn loaded(models: &Models) {
+    let all = async {
+        while models.report().server == ServerPhase::Starting {
+            tokio::time::sleep(LOADED_GLANCE).await;
+        }
+    };
+    let _ = tokio::time::timeout(LOADED_WAIT_MAX, all).await;
+}
+
+/// Tells `endings` of SIGTERM and SIGINT from now on: the first is a drain, each further one `again`.
+fn heed_signals(endings: &Endings, again: Ending) -> Result<(), AppError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+    let endings = endings.clone();
+    tokio::spawn(async move {
+        loop {
+            let signal = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            tracing::info!(signal, "told to end");
+            if !endings.tell(Ending::Drain) {
+                endings.tell(again);
+            }
+        }
+    });
+    Ok(())
 }
 
 fn log_start(config: &Config, host: &Host) {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! balm serve [--models DIR] [--config FILE] [--http-addr A] [--management-addr A] [--log-format F] [--log-level L]
+//!            [--single-process]
 //! balm check [DIR] [--config FILE]
 //! balm manifest DIR
 //! balm --version
@@ -68,6 +69,12 @@ pub struct ServeArgs {
     /// What is logged: a level, or a filter such as info,balm_server=debug [default: info].
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// Serve without a supervisor, in one process.
+    #[arg(long)]
+    pub single_process: bool,
+    /// Be the worker of the supervisor at the other end of standard input. Balm starts itself so.
+    #[arg(long, hide = true)]
+    pub worker: bool,
 }
 
 /// Arguments of `balm check`.
@@ -136,9 +143,15 @@ impl ServeArgs {
             ("log.format", "--log-format", &self.log_format),
             ("log.level", "--log-level", &self.log_level),
         ];
+        let single = self.single_process.then(|| Flag {
+            key: "lifecycle.single_process",
+            flag: "--single-process",
+            value: "true".to_owned(),
+        });
         given
             .into_iter()
             .filter_map(|(key, flag, value)| Some(Flag { key, flag, value: value.clone()? }))
+            .chain(single)
             .collect()
     }
 }
@@ -210,13 +223,14 @@ mod tests {
             "debug",
             "--config",
             "b.toml",
+            "--single-process",
         ];
         let Command::Serve(serve) = Cli::from_arguments(arguments).unwrap().command else {
             panic!("another command")
         };
         assert_eq!(serve.config.as_deref(), Some("b.toml".as_ref()));
         let flags = serve.flags();
-        assert_eq!(flags.len(), 5);
+        assert_eq!(flags.len(), 6);
         assert!(flags.iter().all(|flag| KEYS.iter().any(|key| key.name == flag.key)));
 
         let Command::Check(check) = Cli::from_arguments(["balm", "check", "d"]).unwrap().command

@@ -1,11 +1,15 @@
 //! What the subcommands do, and how each ends.
 
-use crate::app::{App, AppError};
+use crate::app::{App, AppError, Front};
 use crate::banner::{self, print};
 use crate::cli::{CheckArgs, ManifestArgs, ServeArgs};
 use crate::config::{Config, Flag};
 use crate::exit::Exit;
 use crate::host::Host;
+use crate::listeners::Listeners;
+use crate::logs::Process;
+use crate::supervisor::{self, Supervisor};
+use crate::worker::Worker;
 use crate::{allocator, library, logs};
 use balm_inference::engine::EngineError;
 use balm_inference::integrity::{RootDir, write_manifest};
@@ -13,21 +17,43 @@ use balm_inference::repository::parse_version;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// `balm serve`: until SIGTERM or SIGINT.
+/// `balm serve`: until SIGTERM or SIGINT. As a supervisor, as its worker, or as the one process that there is.
 pub fn serve(arguments: &ServeArgs) -> Exit {
-    allocator::settle();
     let (config, host) = match configured(arguments.config.as_deref(), arguments.flags()) {
         Ok(found) => found,
         Err(exit) => return exit,
     };
-    let _log = match logs::init(&config.log) {
-        Ok(guard) => guard,
-        Err(error) => return fail(Exit::Usage, &error.to_string()),
+    let ended = match (arguments.worker, config.lifecycle.single_process) {
+        (true, _) => work(config, &host),
+        (false, false) => supervise(&config),
+        (false, true) => {
+            allocator::settle();
+            serve_alone(config, &host)
+        }
     };
-    match App::build(config, &host) {
-        Ok(app) => app.run(),
-        Err(error) => fail(exit_of(&error), &chain(&error)),
-    }
+    ended.unwrap_or_else(|error| fail(exit_of(&error), &chain(&error)))
+}
+
+fn serve_alone(config: Config, host: &Host) -> Result<Exit, AppError> {
+    let _log = logs::init(&config.log, None)?;
+    let Listeners { data, management } = Listeners::open(&config)?;
+    Ok(App::build(config, host, data, Front::Management(management))?.run())
+}
+
+fn work(config: Config, host: &Host) -> Result<Exit, AppError> {
+    let _log = logs::init(&config.log, Some(Process::Worker))?;
+    let (worker, data) = Worker::begin(config.lifecycle.drain_timeout)?;
+    Ok(App::build(config, host, data, Front::Supervisor(worker))?.run())
+}
+
+fn supervise(config: &Config) -> Result<Exit, AppError> {
+    let Listeners { data, management } = Listeners::open(config)?;
+    // As process 1 a signal that nobody heeds is lost.
+    let signals = supervisor::Signals::heed().map_err(AppError::Signals)?;
+    // The worker, then all else: it has the longest way to go.
+    let first = supervisor::spawn(&data, 1).map_err(AppError::Thread)?;
+    let _log = logs::init(&config.log, Some(Process::Supervisor))?;
+    Ok(Supervisor::new(config, data, management, signals, first)?.run())
 }
 
 /// `balm check`: reads, hashes, loads and probes every model as `serve` would, and serves nothing.
@@ -42,7 +68,7 @@ pub fn check(arguments: &CheckArgs) -> Exit {
     if let Some(warning) = host.too_many_connections(config.http.max_connections as u64) {
         print(&format!("warning        {warning}\n"));
     }
-    let _log = match logs::init(&config.log) {
+    let _log = match logs::init(&config.log, None) {
         Ok(guard) => guard,
         Err(error) => return fail(Exit::Usage, &error.to_string()),
     };
@@ -166,8 +192,10 @@ fn exit_of(error: &AppError) -> Exit {
         AppError::Repository(_)
         | AppError::Listen(_)
         | AppError::Management { .. }
+        | AppError::Signals(_)
+        | AppError::Inherited(_)
         | AppError::Thread(_) => Exit::Io,
-        AppError::Metrics(_) => Exit::Usage,
+        AppError::Metrics(_) | AppError::Log(_) | AppError::Worker(_) => Exit::Usage,
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Config {
     pub lifecycle: LifecycleConfig,
     /// What is logged, and how.
     pub log: LogConfig,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
     /// Each key with its value and origin, in the order of [`KEYS`]: what `balm check` prints.
     pub settings: Vec<Setting>,
 }
@@ -156,6 +158,12 @@ pub struct LifecycleConfig {
     pub drain_delay: Duration,
     /// How long, after that, requests under way may take to finish.
     pub drain_timeout: Duration,
+    /// Whether to serve without a supervisor.
+    pub single_process: bool,
+    /// File that remembers why servers gave up. Without one the server is never parked.
+    pub crash_journal: Option<PathBuf>,
+    /// File for the reason of an end, such as Kubernetes' `/dev/termination-log`.
+    pub termination_log: Option<PathBuf>,
 }
 
 /// `[log]`.

@@ -43,6 +43,11 @@ impl Exit {
         Exit::Interrupted,
     ];
 
+    /// The way to end that has this number.
+    pub fn of_code(code: i32) -> Option<Exit> {
+        Exit::ALL.into_iter().find(|exit| i32::from(exit.code()) == code)
+    }
+
     /// The number that the parent process sees.
     pub const fn code(self) -> u8 {
         match self {
@@ -89,5 +94,7 @@ mod tests {
         let mut codes: Vec<u8> = Exit::ALL.iter().map(|exit| exit.code()).collect();
         codes.dedup();
         assert_eq!(codes, [0, 64, 65, 69, 70, 71, 72, 74, 143]);
+        assert!(Exit::ALL.iter().all(|exit| Exit::of_code(exit.code().into()) == Some(*exit)));
+        assert_eq!(Exit::of_code(1), None);
     }
 }

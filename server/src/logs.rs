@@ -42,14 +42,23 @@ pub struct LogGuard {
     dropped: Arc<AtomicU64>,
 }
 
-/// Sets up the log of the whole process.
+/// Who speaks, where two processes share a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// The one that starts and judges the other.
+    Supervisor,
+    /// The one that serves.
+    Worker,
+}
+
+/// Sets up the log of the whole process. Each line says which `process` it is from, if one is named.
 ///
 /// # Errors
 /// When the filter does not parse, the thread cannot be started, or there is a log already.
-pub fn init(config: &LogConfig) -> Result<LogGuard, LogError> {
+pub fn init(config: &LogConfig, process: Option<Process>) -> Result<LogGuard, LogError> {
     let filter = EnvFilter::builder().parse(&config.level).map_err(LogError::Filter)?;
     let (writer, guard) =
-        queue(io::stderr(), LINES_MAX, config.format).map_err(LogError::Thread)?;
+        queue(io::stderr(), LINES_MAX, config.format, process).map_err(LogError::Thread)?;
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
     let set = match config.format {
@@ -70,6 +79,7 @@ fn queue(
     sink: impl Write + Send + 'static,
     lines_max: usize,
     format: LogFormat,
+    process: Option<Process>,
 ) -> io::Result<(Lines, LogGuard)> {
     let (sender, receiver) = sync_channel(lines_max);
     let dropped = Arc::new(AtomicU64::new(0));
@@ -77,7 +87,8 @@ fn queue(
         let dropped = Arc::clone(&dropped);
         move || drain(&receiver, sink, &dropped, format)
     })?;
-    let lines = Lines { sender: sender.clone(), dropped: Arc::clone(&dropped) };
+    let mark = process.map(|process| (process, format));
+    let lines = Lines { sender: sender.clone(), dropped: Arc::clone(&dropped), mark };
     Ok((lines, LogGuard { sender, dropped }))
 }
 
@@ -142,12 +153,39 @@ impl Drop for LogGuard {
     }
 }
 
+// ===== impl Process =====
+
+impl Process {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Process::Supervisor => "supervisor",
+            Process::Worker => "worker",
+        }
+    }
+
+    /// The line with the process as one more field. A span could not do it: it would have to be entered on every thread,
+    /// those of libraries, too.
+    fn sign(self, line: &[u8], format: LogFormat) -> Vec<u8> {
+        let name = self.as_str();
+        match (format, line) {
+            (LogFormat::Json, [b'{', rest @ ..]) => {
+                [format!("{{\"process\":\"{name}\",").as_bytes(), rest].concat()
+            }
+            (LogFormat::Text, [text @ .., b'\n']) => {
+                [text, format!(" process={name}\n").as_bytes()].concat()
+            }
+            _ => line.to_vec(),
+        }
+    }
+}
+
 // ===== impl Lines =====
 
 /// The queue, as `tracing-subscriber` wants it.
 struct Lines {
     sender: SyncSender<Message>,
     dropped: Arc<AtomicU64>,
+    mark: Option<(Process, LogFormat)>,
 }
 
 /// One line. `tracing-subscriber` writes an event with a single `write_all`.
@@ -163,7 +201,11 @@ impl<'a> MakeWriter<'a> for Lines {
 
 impl Write for Line<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.sender.try_send(Message::Line(bytes.to_vec())).is_err() {
+        let line = match self.0.mark {
+            Some((process, format)) => process.sign(bytes, format),
+            None => bytes.to_vec(),
+        };
+        if self.0.sender.try_send(Message::Line(line)).is_err() {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
         Ok(bytes.len())
@@ -202,7 +244,7 @@ mod tests {
     #[test]
     fn lines_arrive_in_order_and_before_the_end() {
         let sink = Sink::default();
-        let (lines, guard) = queue(sink.clone(), 1000, LogFormat::Json).unwrap();
+        let (lines, guard) = queue(sink.clone(), 1000, LogFormat::Json, None).unwrap();
         for number in 0..100 {
             writeln!(lines.make_writer(), "line {number}").unwrap();
         }
@@ -215,7 +257,7 @@ mod tests {
     #[test]
     fn a_reader_that_stops_makes_nobody_wait() {
         let sink = Sink::default();
-        let (lines, guard) = queue(sink.clone(), 10, LogFormat::Json).unwrap();
+        let (lines, guard) = queue(sink.clone(), 10, LogFormat::Json, None).unwrap();
         let closed = sink.gate.lock().unwrap();
         let start = Instant::now();
         for _ in 0..1000 {
@@ -233,7 +275,7 @@ mod tests {
     #[test]
     fn a_reader_that_never_comes_back_does_not_hold_up_the_end() {
         let sink = Sink::default();
-        let (lines, guard) = queue(sink.clone(), 4, LogFormat::Json).unwrap();
+        let (lines, guard) = queue(sink.clone(), 4, LogFormat::Json, None).unwrap();
         let _closed = sink.gate.lock().unwrap();
         for _ in 0..10 {
             lines.make_writer().write_all(b"x\n").unwrap();
@@ -244,11 +286,24 @@ mod tests {
     }
 
     #[test]
+    fn lines_say_which_process_they_are_from() {
+        let cases = [
+            (LogFormat::Text, "1 INFO x a=1\n", "1 INFO x a=1 process=worker\n"),
+            (LogFormat::Json, "{\"a\":1}\n", "{\"process\":\"worker\",\"a\":1}\n"),
+            (LogFormat::Json, "odd\n", "odd\n"),
+        ];
+        for (format, line, signed) in cases {
+            let found = Process::Worker.sign(line.as_bytes(), format);
+            assert_eq!(String::from_utf8(found).unwrap(), signed);
+        }
+    }
+
+    #[test]
     fn there_is_one_log_per_process() {
         let config = LogConfig { format: LogFormat::Json, level: "off".to_owned() };
-        let _guard = init(&config).unwrap();
-        assert!(matches!(init(&config), Err(LogError::AlreadySet)));
+        let _guard = init(&config, None).unwrap();
+        assert!(matches!(init(&config, None), Err(LogError::AlreadySet)));
         let config = LogConfig { format: LogFormat::Text, level: "a=b=c=d".to_owned() };
-        assert!(matches!(init(&config), Err(LogError::Filter(_))));
+        assert!(matches!(init(&config, None), Err(LogError::Filter(_))));
     }
 }

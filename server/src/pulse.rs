@@ -6,7 +6,7 @@
 use balm_probes::{Liveness, liveness};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ const LIMIT_TICKS: u64 = 100;
 pub struct Pulse {
     ticks: AtomicU64,
     beat: AtomicU64,
+    /// Whether there was a first answer. Before it there is nothing to be late.
+    beats: AtomicBool,
 }
 
 impl Pulse {
@@ -46,13 +48,30 @@ impl Pulse {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            self.beat.store(self.ticks.load(Ordering::Acquire), Ordering::Release);
+            self.answer();
         }
+    }
+
+    /// Answers the watchdog once. For loops that are no async runtime.
+    pub fn answer(&self) {
+        self.beat.store(self.ticks(), Ordering::Release);
+        self.beats.store(true, Ordering::Release);
+    }
+
+    /// Ticks so far.
+    pub fn ticks(&self) -> u64 {
+        self.ticks.load(Ordering::Acquire)
+    }
+
+    /// Ticks since the last answer; none before the first.
+    pub fn lag_ticks(&self) -> u64 {
+        let beat = self.beat.load(Ordering::Acquire);
+        let late = self.ticks().saturating_sub(beat);
+        if self.beats.load(Ordering::Acquire) { late } else { 0 }
     }
 
     /// Whether the runtime still answers.
     pub fn verdict(&self) -> Liveness {
-        let beat = self.beat.load(Ordering::Acquire);
-        liveness(self.ticks.load(Ordering::Acquire), beat, LIMIT_TICKS)
+        liveness(self.lag_ticks(), 0, LIMIT_TICKS)
     }
 }

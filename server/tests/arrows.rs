@@ -123,6 +123,24 @@ fn judgement_has_no_clock_no_threads_and_no_io() {
 }
 
 #[test]
+fn the_supervisor_has_no_runtime_and_no_models() {
+    let server = root().join("server/src");
+    let whole = ["supervisor", "management", "link"].map(|folder| sources(&server.join(folder)));
+    let files = ["supervisor.rs", "management.rs", "link.rs", "listeners.rs"].map(|file| {
+        let path = server.join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        (path, text)
+    });
+    let all = whole.into_iter().flatten().chain(files);
+    for (path, text) in all.filter(|(path, _)| !path.ends_with("tests.rs")) {
+        for needle in ["tokio", "axum", "balm_inference", "async "] {
+            let line = lines_with(&text, needle).next();
+            assert_eq!(line, None, "{} uses {needle}", path.display());
+        }
+    }
+}
+
+#[test]
 fn below_the_server_nobody_reads_the_environment() {
     for member in ["inference", "probes"] {
         for (path, text) in sources(&root().join(member).join("src")) {

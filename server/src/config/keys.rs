@@ -51,6 +51,9 @@ pub const KEYS: &[Key] = &[
     key("onnxruntime.log_level", "verbose, info, warning, error or fatal"),
     key("lifecycle.drain_delay_ms", "milliseconds to go on serving after SIGTERM"),
     key("lifecycle.drain_timeout_ms", "milliseconds for running requests to finish after that"),
+    key("lifecycle.single_process", "whether to serve without a supervisor"),
+    key("lifecycle.crash_journal", "file that remembers why servers gave up, or none"),
+    key("lifecycle.termination_log", "file for the reason of an end, in JSON, or none"),
     key("log.format", "text or json"),
     key("log.level", "level or filter, such as info,balm_server=debug"),
 ];

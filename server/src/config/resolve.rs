@@ -1,5 +1,6 @@
 //! From raw values to a [`Config`]: defaults, ranges, and what must fit together.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::http::HeaderName;
@@ -56,6 +57,9 @@ pub(super) fn resolve(sources: &Sources, host: &Host) -> Result<Config, Problems
     let lifecycle = LifecycleConfig {
         drain_delay: milliseconds(&mut reader, "lifecycle.drain_delay_ms", fixed(5_000), 0),
         drain_timeout: milliseconds(&mut reader, "lifecycle.drain_timeout_ms", fixed(30_000), 0),
+        single_process: flag(&mut reader, "lifecycle.single_process", false),
+        crash_journal: file(&mut reader, "lifecycle.crash_journal"),
+        termination_log: file(&mut reader, "lifecycle.termination_log"),
     };
     let log = LogConfig {
         format: reader.take(
@@ -76,6 +80,7 @@ pub(super) fn resolve(sources: &Sources, host: &Host) -> Result<Config, Problems
         onnxruntime,
         lifecycle,
         log,
+        file: sources.file.as_ref().map(|file| file.path.clone()),
         settings,
     })
 }
@@ -294,6 +299,13 @@ fn milliseconds(
     min: u64,
 ) -> Duration {
     Duration::from_millis(number(reader, key, default, min, DAY_MS))
+}
+
+/// A file, or none.
+fn file(reader: &mut Reader, key: &'static str) -> Option<PathBuf> {
+    reader.take(key, fixed(None), values::optional_path, |path| {
+        path.as_ref().map_or("none".to_owned(), |path| path.display().to_string())
+    })
 }
 
 fn flag(reader: &mut Reader, key: &'static str, default: bool) -> bool {

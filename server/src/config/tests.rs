@@ -199,6 +199,9 @@ fn each_bad_value_is_refused() {
         ("onnxruntime.log_level", &["'warn'", "2"], &["warn"]),
         ("lifecycle.drain_delay_ms", &["-1", "'5s'"], &["-1"]),
         ("lifecycle.drain_timeout_ms", &["-1", "86400001"], &["30s"]),
+        ("lifecycle.single_process", &["'no'", "1"], &["0", "yes"]),
+        ("lifecycle.crash_journal", &["''", "7"], &[""]),
+        ("lifecycle.termination_log", &["''", "false"], &[""]),
         ("log.format", &["'xml'", "1"], &["JSON", ""]),
         ("log.level", &["'inof'", "3", "'a=b=c=d'", "''"], &["verbose", "hyper", "info,"]),
     ];
@@ -258,7 +261,8 @@ fn good_values_in_every_notation() {
         from_file.repository.readiness,
         ReadinessPolicy::Listed(vec!["a".to_owned(), "b".to_owned()])
     );
-    let plain = |config: &Config| Config { settings: Vec::new(), ..config.clone() };
+    assert_eq!(from_file.file.as_deref(), Some(Path::new("balm.toml")));
+    let plain = |config: &Config| Config { settings: Vec::new(), file: None, ..config.clone() };
     assert_eq!(plain(&from_file), plain(&from_variables));
     for (value, readiness) in [("all", ReadinessPolicy::All), ("any", ReadinessPolicy::Any)] {
         let config = good(&format!("[repository]\nreadiness = '{value}'\n"), &[]);
@@ -399,9 +403,16 @@ fn the_page_has_a_row_for_every_key() {
     }
     assert_eq!(rows, KEYS.len() + model_keys.len(), "a row for a key that is gone");
     for exit in Exit::ALL {
-        // Codes that only later remedies use stand in exit.rs alone.
-        if !matches!(exit, Exit::Hang | Exit::Gpu | Exit::Memory) {
-            assert!(page.contains(&format!("\n| {} | ", exit.code())), "{exit:?} has no row");
-        }
+        assert!(page.contains(&format!("\n| {} | ", exit.code())), "{exit:?} has no row");
+    }
+    let reasons: Vec<&str> = page
+        .lines()
+        .skip_while(|line| *line != "| reason | what it is |")
+        .take_while(|line| line.starts_with('|'))
+        .flat_map(|line| line.split('|').nth(1).unwrap_or_default().split(','))
+        .map(str::trim)
+        .collect();
+    for cause in balm_probes::Cause::ALL {
+        assert!(reasons.contains(&cause.as_str()), "{cause:?} has no row");
     }
 }

@@ -75,6 +75,15 @@ pub(super) fn path(raw: &Raw) -> Parsed<PathBuf> {
     Ok(PathBuf::from(text))
 }
 
+/// A path, or `none`.
+pub(super) fn optional_path(raw: &Raw) -> Parsed<Option<PathBuf>> {
+    match text(raw, "a path, or none")? {
+        "none" => Ok(None),
+        "" => Err("a path, or none".to_owned()),
+        _ => path(raw).map(Some),
+    }
+}
+
 pub(super) fn socket_addr(raw: &Raw) -> Parsed<SocketAddr> {
     const EXPECTED: &str = "address:port, such as 127.0.0.1:8002 or [::]:8002";
     parse_addr(text(raw, EXPECTED)?).ok_or_else(|| EXPECTED.to_owned())

@@ -22,10 +22,11 @@ use crate::config::ListenAddr;
 use server::Server;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use unix::{OwnFile, remove_stale};
 
@@ -43,15 +44,25 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// A socket that is bound and not yet served.
+/// A socket that is bound and not yet served. Its file, where it has one, goes with [`Bound::remove_file`] or at the end of
+/// [`Bound::serve`].
+#[derive(Debug)]
 pub struct Bound {
     socket: Socket,
     addr: ListenAddr,
 }
 
+#[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    Unix(UnixListener, OwnFile),
+    /// The file is not ours where another process has bound the socket.
+    Unix(UnixListener, PathBuf, Option<OwnFile>),
+}
+
+/// The same, in the runtime.
+enum Door {
+    Tcp(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener),
 }
 
 /// Where the data port can be reached.
@@ -77,21 +88,63 @@ impl Bound {
     ///
     /// # Errors
     /// [`ListenError`], for example when the address is in use.
-    pub async fn bind(addr: &ListenAddr) -> Result<Self, ListenError> {
+    pub fn bind(addr: &ListenAddr) -> Result<Self, ListenError> {
         let failed = |source| ListenError { addr: addr.to_string(), source };
         let socket = match addr {
             ListenAddr::Tcp(addr) => {
-                let listener = TcpListener::bind(addr).await.map_err(failed)?;
+                let listener = TcpListener::bind(addr).map_err(failed)?;
                 rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
+                listener.set_nonblocking(true).map_err(failed)?;
                 Socket::Tcp(listener)
             }
             ListenAddr::Unix(path) => {
-                remove_stale(path).await.map_err(failed)?;
+                remove_stale(path).map_err(failed)?;
                 let listener = UnixListener::bind(path).map_err(failed)?;
-                Socket::Unix(listener, OwnFile::of(path))
+                listener.set_nonblocking(true).map_err(failed)?;
+                Socket::Unix(listener, path.clone(), Some(OwnFile::of(path)))
             }
         };
         Ok(Bound { socket, addr: addr.clone() })
+    }
+
+    /// Takes a listening socket of TCP that another process has bound.
+    ///
+    /// # Errors
+    /// [`ListenError`], when it is none.
+    pub fn tcp(listener: impl Into<OwnedFd>) -> Result<Self, ListenError> {
+        let listener = TcpListener::from(listener.into());
+        let unknown =
+            |source| ListenError { addr: "the socket that was handed over".to_owned(), source };
+        listener.set_nonblocking(true).map_err(unknown)?;
+        let addr = ListenAddr::Tcp(listener.local_addr().map_err(unknown)?);
+        Ok(Bound { socket: Socket::Tcp(listener), addr })
+    }
+
+    /// Takes a listening unix socket at `path` that another process has bound, and whose file is that one's.
+    ///
+    /// # Errors
+    /// [`ListenError`], when it is none.
+    pub fn unix(listener: impl Into<OwnedFd>, path: PathBuf) -> Result<Self, ListenError> {
+        let listener = UnixListener::from(listener.into());
+        let addr = ListenAddr::Unix(path.clone());
+        let failed = |source| ListenError { addr: addr.to_string(), source };
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Bound { socket: Socket::Unix(listener, path, None), addr })
+    }
+
+    /// The socket, to be handed to another process.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd(),
+            Socket::Unix(listener, ..) => listener.as_fd(),
+        }
+    }
+
+    /// Removes the file of a unix socket, if this process has made it and it is still there.
+    pub fn remove_file(&self) {
+        if let Socket::Unix(_, _, Some(file)) = &self.socket {
+            file.remove();
+        }
     }
 
     /// Where it listens; the port is the real one when 0 was asked for.
@@ -104,12 +157,16 @@ impl Bound {
                 .local_addr()
                 .map(Listening::Tcp)
                 .map_err(|source| ListenError { addr: self.addr.to_string(), source }),
-            Socket::Unix(_, file) => Ok(Listening::Unix(file.path.clone())),
+            Socket::Unix(_, path, _) => Ok(Listening::Unix(path.clone())),
         }
     }
 
-    /// Serves until `stop` turns true, then lets what is inside finish for `drain_timeout` at most.
+    /// Serves until `stop` turns true, then lets what is inside finish for `drain_timeout` at most. `closed` is called when
+    /// no new connection is taken any more.
     /// Gives the number of connections that had to be cut.
+    ///
+    /// # Errors
+    /// [`ListenError`], when the runtime does not take the socket.
     pub async fn serve(
         self,
         port: DataPort,
@@ -117,33 +174,44 @@ impl Bound {
         metrics: HttpMetrics,
         mut stop: watch::Receiver<bool>,
         drain_timeout: Duration,
-    ) -> usize {
+        closed: impl FnOnce(),
+    ) -> Result<usize, ListenError> {
+        let door = self.door()?;
         let server = Server::new(port, sockets, metrics, stop.clone());
         loop {
             tokio::select! {
-                () = accept(&self.socket, &server) => {}
+                () = accept(&door, &server) => {}
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
-        if let Socket::Unix(_, file) = &self.socket {
-            file.remove();
-        }
-        drop(self.socket);
-        server.finish(drain_timeout).await
+        self.remove_file();
+        drop((door, self));
+        closed();
+        Ok(server.finish(drain_timeout).await)
+    }
+
+    fn door(&self) -> Result<Door, ListenError> {
+        let taken = match &self.socket {
+            Socket::Tcp(listener) => {
+                listener.try_clone().and_then(tokio::net::TcpListener::from_std).map(Door::Tcp)
+            }
+            Socket::Unix(listener, ..) => {
+                listener.try_clone().and_then(tokio::net::UnixListener::from_std).map(Door::Unix)
+            }
+        };
+        taken.map_err(|source| ListenError { addr: self.addr.to_string(), source })
     }
 }
 
 /// Takes the next connection.
-async fn accept(socket: &Socket, server: &Server) {
-    let accepted = match socket {
-        Socket::Tcp(listener) => listener.accept().await.map(|(stream, _peer)| {
+async fn accept(door: &Door, server: &Server) {
+    let accepted = match door {
+        Door::Tcp(listener) => listener.accept().await.map(|(stream, _peer)| {
             // Small answers must not wait for a delayed acknowledgement.
             let _ = stream.set_nodelay(true);
             server.take(stream);
         }),
-        Socket::Unix(listener, _) => {
-            listener.accept().await.map(|(stream, _peer)| server.take(stream))
-        }
+        Door::Unix(listener) => listener.accept().await.map(|(stream, _peer)| server.take(stream)),
     };
     if let Err(error) = accepted {
         tracing::warn!(%error, "connection not accepted");

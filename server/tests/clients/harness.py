@@ -18,7 +18,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -319,6 +319,8 @@ class Server:
         config: Config | None = None,
         env: Mapping[str, str] | None = None,
         http_addr: str = "127.0.0.1:0",
+        flags: Sequence[str] = (),
+        **popen: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -335,12 +337,14 @@ class Server:
                 *(str(binary()), "serve"),
                 *("--models", str(models), "--config", str(folder / "balm.toml")),
                 *("--http-addr", http_addr, "--management-addr", "127.0.0.1:0"),
+                *flags,
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             cwd=ROOT,
             env=environment(env),
+            **popen,
         )
         RUNNING.append(self)
         self.lines: list[str] = []
@@ -403,6 +407,16 @@ class Server:
             return report["server"] == "running" and not transit.intersection(states)
 
         self.wait_for(settled, "the server runs and no version is on its way")
+        return self
+
+    def wait_lanes(self) -> Server:
+        """Until every version that serves has all its lanes: the first one makes it ready."""
+
+        def all_there() -> bool:
+            versions = [version for model in self.status()["models"] for version in model["versions"]]
+            return all(version["lanes"]["healthy"] == version["lanes"]["wanted"] for version in versions)
+
+        self.wait_for(all_there, "all lanes are there")
         return self
 
     def terminate(self) -> None:
@@ -526,17 +540,25 @@ class Server:
 
         self.wait_for(idle, "the in-flight gauges are 0", 10)
 
+    def worker_pid(self) -> int:
+        """The process that serves: the worker, or the only one."""
+        return self.status().get("supervisor", {}).get("worker_pid", self.process.pid)
+
+    def signal_worker(self, number: int) -> None:
+        """Sends the worker a signal; a worker that has ended is no error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.worker_pid(), number)
 
     def peak_memory(self) -> int:
-        """The most memory that the process ever had resident, bytes."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+        """The most memory that the process that serves ever had resident, bytes."""
+        for line in Path(f"/proc/{self.worker_pid()}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
         raise AssertionError("no VmHWM")
 
     def cpu_seconds(self) -> float:
-        """Processor time that the process has used. (The metric counts whole seconds.)"""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        """Processor time that the process that serves has used. (The metric counts whole seconds.)"""
+        fields = Path(f"/proc/{self.worker_pid()}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def closed(self, reason: str) -> float:

@@ -512,7 +512,7 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = {"http": {"max_body_bytes": TIGHT_BYTES, "body_timeout_ms": 300, "header_timeout_ms": 300}}
     server = Server(folder, repository.path, config)
     try:
-        yield server.wait_started()
+        yield server.wait_started().wait_lanes()
     finally:
         code = server.stop()
     assert code == 0, server.stderr

@@ -268,6 +268,8 @@ def test_a_failed_request_can_be_found_in_the_log_by_its_id(start: START, models
 
 def test_the_log_has_one_line_per_start_and_state_and_none_per_request(start: START, models: Path) -> None:
     server = start(models, {"log": {"format": "json"}}).wait_started()
+    # The last that is said of a start: a model is ready before all its lanes are.
+    server.wait_for(lambda: server.stderr.count("requests that share runs") == 2, "both models have all lanes")
     before = len(server.stderr.splitlines())
     for _ in range(10):
         plus_one(server)

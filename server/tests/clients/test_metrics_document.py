@@ -23,6 +23,10 @@ Labels are bounded: `model` and `version` are names of the repository, `route` i
 `/v2/models/{model}/infer`, `status` is a status that Balm sends, and all others are words out of the code. Nothing that
 a client sends becomes a label. Durations are in seconds, but for Triton's names, which count microseconds.
 
+`balm_worker_*`, `balm_parked` and `balm_reaped_processes_total` are the supervisor's and are not there with
+`lifecycle.single_process`. All else is the worker's and begins anew with each worker; when it does not answer within 250 ms a
+scrape has the supervisor's part alone, and `balm_worker_scrape_failures_total` says so.
+
 """
 
 GROUPS = (

@@ -1,13 +1,15 @@
 //! Files of unix sockets: a dead server's is replaced, a live one's is left alone, our own is removed at the end.
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use tokio::net::UnixStream;
 
 /// The file of a unix socket that this process has bound.
+#[derive(Debug)]
 pub(super) struct OwnFile {
-    pub(super) path: PathBuf,
+    path: PathBuf,
     id: Option<(u64, u64)>,
 }
 
@@ -30,11 +32,14 @@ fn file_id(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// A socket file that a dead process left is in the way of the next one; a live one is not touched.
-pub(super) async fn remove_stale(path: &Path) -> io::Result<()> {
-    match UnixStream::connect(path).await {
+pub(super) fn remove_stale(path: &Path) -> io::Result<()> {
+    // Nobody is waited for: a full backlog is an answer.
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let caller = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&caller, &SocketAddrUnix::new(path)?) {
         // Nobody listens: the one answer that says so. (A full backlog, for one, is an error, too.)
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(Errno::CONNREFUSED) => {}
+        Err(Errno::NOENT) => return Ok(()),
         _ => {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,

@@ -1,0 +1,122 @@
+//! What the supervisor counts itself. The worker's metrics begin anew with each worker; these do not.
+
+use balm_probes::{Cause, End};
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+use std::time::Duration;
+
+/// From a crash that is healed in the time of a load to one that was given many tries.
+const HEAL_BUCKETS: [f64; 9] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+
+/// The families of the supervisor.
+pub(super) struct SupervisorMetrics {
+    registry: Registry,
+    up: IntGauge,
+    parked: IntGauge,
+    restarts: IntCounterVec,
+    heal: Histogram,
+    lost: IntCounter,
+    lag: Gauge,
+    scrape_failures: IntCounter,
+    reaped: IntCounter,
+}
+
+impl SupervisorMetrics {
+    /// # Errors
+    /// A mistake in the names.
+    pub(super) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let restarts = Opts::new(
+            "balm_worker_restarts_total",
+            "Workers that were replaced, or given up, by reason.",
+        );
+        let metrics = SupervisorMetrics {
+            up: IntGauge::new("balm_worker_up", "Whether there is a worker that ticks.")?,
+            parked: IntGauge::new(
+                "balm_parked",
+                "Whether the server has given up and only answers why.",
+            )?,
+            restarts: IntCounterVec::new(restarts, &["reason"])?,
+            heal: Histogram::with_opts(
+                HistogramOpts::new(
+                    "balm_worker_heal_seconds",
+                    "From the verdict on a worker, or its end, to the next time the server was ready.",
+                )
+                .buckets(HEAL_BUCKETS.to_vec()),
+            )?,
+            lost: IntCounter::new(
+                "balm_worker_lost_requests_total",
+                "Requests in flight on workers that died, as of their last tick.",
+            )?,
+            lag: Gauge::new(
+                "balm_worker_event_loop_lag_seconds",
+                "For how long the event loop of the worker has not answered, in ticks of its watchdog.",
+            )?,
+            scrape_failures: IntCounter::new(
+                "balm_worker_scrape_failures_total",
+                "Scrapes that the worker did not answer in time, and that lack its metrics.",
+            )?,
+            reaped: IntCounter::new(
+                "balm_reaped_processes_total",
+                "Processes of others that ended and were left to the supervisor, as process 1 is.",
+            )?,
+            registry,
+        };
+        for cause in Cause::ALL {
+            metrics.restarts.with_label_values(&[cause.as_str()]);
+        }
+        metrics.register()?;
+        Ok(metrics)
+    }
+
+    fn register(&self) -> prometheus::Result<()> {
+        self.registry.register(Box::new(self.up.clone()))?;
+        self.registry.register(Box::new(self.parked.clone()))?;
+        self.registry.register(Box::new(self.restarts.clone()))?;
+        self.registry.register(Box::new(self.heal.clone()))?;
+        self.registry.register(Box::new(self.lost.clone()))?;
+        self.registry.register(Box::new(self.lag.clone()))?;
+        self.registry.register(Box::new(self.scrape_failures.clone()))?;
+        self.registry.register(Box::new(self.reaped.clone()))
+    }
+
+    pub(super) fn set_up(&self, up: bool) {
+        self.up.set(i64::from(up));
+    }
+
+    pub(super) fn set_parked(&self, parked: bool) {
+        self.parked.set(i64::from(parked));
+    }
+
+    pub(super) fn set_lag(&self, lag: Duration) {
+        self.lag.set(lag.as_secs_f64());
+    }
+
+    /// A worker is gone, for this cause, and with it what was inside.
+    pub(super) fn replaced(&self, cause: Cause, in_flight: u64) {
+        self.restarts.with_label_values(&[cause.as_str()]).inc();
+        self.lost.inc_by(in_flight);
+    }
+
+    pub(super) fn healed(&self, after: Duration) {
+        self.heal.observe(after.as_secs_f64());
+    }
+
+    pub(super) fn scrape_failed(&self) {
+        self.scrape_failures.inc();
+    }
+
+    /// A process was reaped that was not ours.
+    pub(super) fn reaped(&self, _end: End) {
+        self.reaped.inc();
+    }
+
+    /// All families, in Prometheus' text format.
+    pub(super) fn render(&self, text: &mut Vec<u8>) {
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), text) {
+            tracing::error!(%error, "metrics not rendered");
+        }
+    }
+}
