@@ -21,6 +21,15 @@ impl RepairBudget {
 
     /// Spends one repair at `now_ms`, a monotonic clock's milliseconds. False when the budget is used up.
     pub fn try_spend(&mut self, now_ms: u64) -> bool {
+        if self.spent(now_ms) >= self.limit {
+            return false;
+        }
+        self.spent_at_ms.push_back(now_ms);
+        true
+    }
+
+    /// Repairs that count at `now_ms`: those within the window.
+    pub fn spent(&mut self, now_ms: u64) -> usize {
         while self
             .spent_at_ms
             .front()
@@ -28,11 +37,7 @@ impl RepairBudget {
         {
             self.spent_at_ms.pop_front();
         }
-        if self.spent_at_ms.len() >= self.limit {
-            return false;
-        }
-        self.spent_at_ms.push_back(now_ms);
-        true
+        self.spent_at_ms.len()
     }
 }
 
@@ -50,6 +55,7 @@ mod tests {
         assert!(budget.try_spend(1_000), "the first has aged");
         assert!(!budget.try_spend(1_009));
         assert!(budget.try_spend(1_010));
+        assert_eq!((budget.spent(1_010), budget.spent(1_999), budget.spent(2_000)), (2, 2, 1));
         assert!(!RepairBudget::new(0, 1).try_spend(5));
     }
 
