@@ -87,12 +87,16 @@ pub struct Metrics {
     in_flight_total: IntGauge,
     in_flight_bytes: IntGauge,
     provider: IntGaugeVec,
+    heal: HealMetrics,
     /// `None` when nobody asked for Triton's names.
     triton: Option<triton::TritonMetrics>,
 }
 
+mod heal;
 mod observe;
 mod triton;
+
+pub(crate) use heal::HealMetrics;
 
 /// What one model version counts while it serves.
 #[derive(Clone, Debug)]
@@ -230,6 +234,7 @@ impl Metrics {
                 "1 for each execution provider that really runs a model version; degraded says that it is not the one asked for.",
                 &["model", "version", "provider", "degraded"],
             )?,
+            heal: HealMetrics::new()?,
             triton: triton_names.then(|| triton::TritonMetrics::register(registry)).transpose()?,
         };
         for family in metrics.families() {
@@ -239,7 +244,7 @@ impl Metrics {
     }
 
     fn families(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
-        vec![
+        let families: Vec<Box<dyn prometheus::core::Collector>> = vec![
             Box::new(self.requests.clone()),
             Box::new(self.total_seconds.clone()),
             Box::new(self.queue_seconds.clone()),
@@ -261,7 +266,13 @@ impl Metrics {
             Box::new(self.in_flight_total.clone()),
             Box::new(self.in_flight_bytes.clone()),
             Box::new(self.provider.clone()),
-        ]
+        ];
+        families.into_iter().chain(self.heal.families()).collect()
+    }
+
+    /// What is counted of repairs.
+    pub(crate) fn heal(&self) -> &HealMetrics {
+        &self.heal
     }
 
     /// The children of one model version.

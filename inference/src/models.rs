@@ -5,6 +5,7 @@
 //! changes: the version that served before goes on, and so do all other models.
 
 mod candidate;
+mod heal;
 mod load;
 mod observe;
 mod probe;
@@ -15,13 +16,14 @@ use crate::admission::{Gate, ModelGate};
 use crate::clip::clipped;
 use crate::effective::ModelDefaults;
 use crate::engine::Engine;
+use crate::healing::Healing;
 use crate::integrity::Policy;
 use crate::metrics::{Metrics, ShedCounters};
 use crate::predict::PredictError;
 use crate::repository::{Repository, parse_version};
 use crate::version::{Serving, Version, unix_ms};
 use arc_swap::{ArcSwap, ArcSwapOption};
-use balm_probes::{HealthReport, ModelReport, ServerPhase};
+use balm_probes::{HealthReport, Incident, ModelReport, ServerPhase};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use std::collections::{BTreeMap, HashMap};
@@ -51,6 +53,7 @@ struct Inner {
     options: ModelsOptions,
     gate: Arc<Gate>,
     metrics: Metrics,
+    healing: Arc<Healing>,
     table: ArcSwap<HashMap<String, Arc<Model>>>,
     /// Held while the table or the report is rebuilt, so that no change is lost between two writers.
     changing: Mutex<Server>,
@@ -112,13 +115,15 @@ impl Models {
     ) -> Self {
         let server =
             Server { phase: ServerPhase::Starting, since_ms: unix_ms(), details: BTreeMap::new() };
-        let report = ArcSwap::from_pointee(report_of(&server, &HashMap::new()));
+        let report = ArcSwap::from_pointee(report_of(&server, &HashMap::new(), Vec::new()));
+        let healing = Arc::new(Healing::new(metrics.heal().clone()));
         Models(Arc::new(Inner {
             engine,
             repository,
             options,
             gate,
             metrics,
+            healing,
             table: ArcSwap::default(),
             changing: Mutex::new(server),
             report,
@@ -191,7 +196,8 @@ impl Inner {
     }
 
     fn publish(&self, server: &Server) {
-        self.report.store(Arc::new(report_of(server, &self.table.load())));
+        let incidents = self.healing.incidents();
+        self.report.store(Arc::new(report_of(server, &self.table.load(), incidents)));
     }
 
     /// The entry of a model, made when it is not there yet.
@@ -302,7 +308,11 @@ impl Model {
     }
 }
 
-fn report_of(server: &Server, table: &HashMap<String, Arc<Model>>) -> HealthReport {
+fn report_of(
+    server: &Server,
+    table: &HashMap<String, Arc<Model>>,
+    incidents: Vec<Incident>,
+) -> HealthReport {
     let mut models: Vec<ModelReport> = table.values().map(|model| model.report()).collect();
     models.sort_by(|a, b| a.name.cmp(&b.name));
     HealthReport {
@@ -310,6 +320,7 @@ fn report_of(server: &Server, table: &HashMap<String, Arc<Model>>) -> HealthRepo
         since_ms: server.since_ms,
         at_ms: unix_ms(),
         models,
+        incidents,
         details: server.details.clone(),
     }
 }

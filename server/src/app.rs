@@ -209,9 +209,11 @@ impl App {
         let loader = Loader::start(&core.models)?;
         let memory = config.admission.memory_limit_bytes;
         if let Some(limit) = MemoryLimit::find(memory, host.memory_bytes.as_ref()) {
+            core.models.set_memory_limit(limit.bytes());
             limit.watch(core.models.gate()).map_err(AppError::Thread)?;
         }
-        let pulse = Pulse::start().map_err(AppError::Thread)?;
+        let models = core.models.clone();
+        let pulse = Pulse::start(move |measured| models.tick(measured)).map_err(AppError::Thread)?;
         register_threads(&core.registry, host, config.http.threads)?;
         let engine = core.started()?;
         describe(&core.models, engine);

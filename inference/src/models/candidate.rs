@@ -161,6 +161,9 @@ impl Candidate {
         let lanes = Arc::new(Lanes::new(
             model.name.clone(),
             LaneSettings {
+                version: version.number,
+                bytes: verified.bytes_read,
+                load_runs: times.probe,
                 wanted: u32::try_from(settings.lanes).unwrap_or(1),
                 queue_capacity: settings.max_queue,
                 patience: Patience {
@@ -175,7 +178,9 @@ impl Candidate {
             inner.metrics.version(&model.name, version.number),
             Box::new(rebuild),
             Box::new(changed),
+            Arc::clone(&inner.healing),
         ));
+        inner.healing.watch(&lanes);
         let serving = Arc::new(Serving {
             model: model.name.clone(),
             version: version.number,

@@ -9,6 +9,7 @@ impl Models {
         let metrics = &self.0.metrics;
         let report = self.report();
         metrics.begin_refresh(&report, &self.0.gate);
+        metrics.heal().abandoned.set(i64::from(self.0.healing.abandoned_alive()));
         for model in self.all() {
             metrics.set_in_flight(model.name(), model.gate().in_flight());
             for serving in model.all_serving() {

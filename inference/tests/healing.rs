@@ -1,0 +1,226 @@
+//! Lanes that hang, under a scripted engine: seen in time, replaced within the budget, and told as one story.
+//!
+//! The watchdog's clock is its ticks, so the seconds of its grace pass here in no time. The numbers T12 to T15 are those of the
+//! acceptance tests that the fault catalogue names.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by panicking")]
+
+mod scripted;
+
+use balm_inference::predict::PredictError;
+use balm_probes::{ModelState, Reason, Rung};
+use scripted::{DEAF, ECHO, HANG, House, PANIC, SPIN};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+const GRACE: Duration = Duration::from_secs(2);
+
+fn ticks(count: u32) -> Duration {
+    balm_probes::watchdog::TICK * count
+}
+
+/// T12: what heeds its cancel is back at once, and no session is built anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_heeds_its_cancel_costs_no_lane() {
+    let house = House::loaded(1);
+    let pending = house.submit(HANG, Duration::from_millis(500)).unwrap();
+    house.until("running", |house| house.runs() == 1);
+    let error = pending.wait().await.unwrap_err();
+    assert_eq!(error, PredictError::Deadline { deadline_ms: 500, phase: "ran" });
+    let begun = Instant::now();
+    assert!(house.ask(ECHO).await.is_ok());
+    assert!(begun.elapsed() < Duration::from_secs(1), "the lane was back late");
+    house.pass(GRACE * 3);
+    assert_eq!(house.script.builds.load(Ordering::SeqCst), 1);
+    assert_eq!(house.metric("balm_heal_actions_total", &["cancel", "deadline"]), 1.0);
+    assert_eq!(house.metric("balm_heal_actions_total", &["lane", "hung_blocked"]), 0.0);
+    assert!(house.models.report().incidents.is_empty(), "a deadline is no incident");
+    assert!(house.idle());
+}
+
+/// T13: a lane that heeds no cancel is hung after the grace; another comes, those beside it go on, and readiness stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_heeds_no_cancel_is_replaced() {
+    let house = House::loaded(2);
+    house.hang(DEAF);
+    // The first tick sees the cancel; the grace counts from there.
+    house.pass(GRACE);
+    assert_eq!(house.healthy(), 2, "a moment too early");
+    assert_eq!(house.models.gate().in_flight(), 1, "it still holds what it was let in with");
+    house.pass(ticks(1));
+    assert!(house.idle(), "what it held was given back in its place");
+    assert!(house.ready(), "another lane lives");
+    assert!(house.ask(ECHO).await.is_ok());
+    house.until("replaced", |house| house.healthy() == 2);
+    assert_eq!(house.script.builds.load(Ordering::SeqCst), 3);
+    assert_eq!(house.reason(1), "", "a healed lane leaves no complaint behind");
+    assert_eq!(house.metric("balm_heal_actions_total", &["lane", "hung_blocked"]), 1.0);
+    assert_eq!(house.metric("balm_heal_detect_seconds", &[]), 1.0);
+    assert_eq!(house.metric("balm_heal_repair_seconds", &[]), 1.0);
+    assert_eq!(house.metric("balm_lanes_abandoned", &[]), 1.0);
+    let report = house.models.report();
+    let [incident] = report.incidents.as_slice() else { panic!("{:?}", report.incidents) };
+    assert_eq!((incident.reason, incident.detected_after_ms), (Reason::HungBlocked, 2_000));
+    assert_eq!(incident.deeds.iter().map(|deed| deed.rung).collect::<Vec<_>>(), [Rung::Lane]);
+    assert!(incident.healed_after_ms.is_some());
+    let story = "of model \"m\" version 1: a run ignored its cancel and is blocked, seen after 2.0 s; then the lane was replaced; well again";
+    assert!(incident.story.contains(story), "{}", incident.story);
+    // When it comes back after all, it takes nothing with it.
+    house.script.let_go();
+    house.until("it ended", |house| house.metric("balm_lanes_abandoned", &[]) == 0.0);
+    for _ in 0..20 {
+        assert!(house.ask(ECHO).await.is_ok());
+    }
+    assert_eq!((house.healthy(), house.idle()), (2, true));
+    assert!(house.models.worker_verdict().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_spins_is_told_from_one_that_is_blocked() {
+    let house = House::loaded(1);
+    house.hang(SPIN);
+    house.pass(ticks(1));
+    // Processor time is the one thing here that ticks cannot make up: it must be more than half of the time on that clock.
+    std::thread::sleep(GRACE * 3 / 4);
+    house.pass(GRACE);
+    house.until("replaced", |house| house.healthy() == 1);
+    let reasons: Vec<Reason> =
+        house.models.report().incidents.iter().map(|incident| incident.reason).collect();
+    // Where others took the processor it may have had less than half of it; it was not blocked in any case.
+    assert!(matches!(reasons[..], [Reason::HungSpinning | Reason::HungBetween]), "{reasons:?}");
+}
+
+/// T14: while all lanes hang nobody is sent here; afterwards it serves again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_all_lanes_hung_it_is_not_ready_until_one_is_back() {
+    let house = House::loaded(2);
+    house.script.build_ms.store(150, Ordering::SeqCst);
+    house.hang(DEAF);
+    house.hang(DEAF);
+    house.pass(GRACE + ticks(1));
+    assert!(!house.ready(), "{:?}", house.models.report());
+    assert!(house.idle());
+    house.until("ready", House::ready);
+    assert!(house.ask(ECHO).await.is_ok());
+    house.until("both", |house| house.healthy() == 2);
+    assert_eq!(house.state(1), ModelState::Ready);
+    assert!(house.models.worker_verdict().is_none());
+}
+
+/// T15: five hangs in a minute: two lanes are replaced, then the worker has to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hangs_escalate_exactly_at_their_budget() {
+    let house = House::loaded(3);
+    for count in 1..=2 {
+        house.hang(DEAF);
+        house.pass(GRACE + ticks(1));
+        house.until("replaced", |house| house.healthy() == 3);
+        assert!(house.models.worker_verdict().is_none(), "{count}");
+    }
+    for count in 3..=5 {
+        house.hang(DEAF);
+        house.pass(GRACE + ticks(1));
+        let verdict = house.models.worker_verdict().unwrap();
+        assert_eq!(
+            (verdict.decision.rung, verdict.decision.reason),
+            (Rung::Worker, Reason::LaneBudget)
+        );
+        assert!(
+            verdict
+                .sentence()
+                .contains("the worker has to be replaced; lanes hung too often: lane")
+        );
+        assert_eq!(house.healthy(), 5 - count, "it is not replaced");
+    }
+    assert_eq!(house.metric("balm_lanes_abandoned", &[]), 2.0);
+    assert_eq!(house.metric("balm_heal_actions_total", &["lane", "hung_blocked"]), 2.0);
+    assert_eq!(house.script.builds.load(Ordering::SeqCst), 5);
+    assert!(house.idle() && !house.ready());
+    assert_eq!(house.state(1), ModelState::Failed);
+    let open =
+        house.models.report().incidents.iter().filter(|i| i.healed_after_ms.is_none()).count();
+    assert_eq!(open, 3);
+}
+
+/// Lanes that were abandoned hold their models: of a memory limit they may hold a part and no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lane_is_abandoned_where_memory_is_short() {
+    let house = House::loaded(1);
+    house.models.set_memory_limit(100);
+    house.hang(DEAF);
+    house.pass(GRACE + ticks(1));
+    assert!(house.models.worker_verdict().is_some());
+    assert!(!house.ready());
+}
+
+/// T18: a process that was stopped finds nothing hung when it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_of_the_process_hangs_nobody() {
+    let house = House::loaded(1);
+    house.hang(DEAF);
+    house.pass(ticks(1));
+    for _ in 0..9 {
+        house.models.tick(Duration::from_secs(3600));
+    }
+    assert_eq!(house.healthy(), 1, "nine ticks, whatever they took");
+    house.pass(ticks(2));
+    assert!(house.models.report().incidents.len() == 1, "two seconds of ticks are two seconds");
+}
+
+/// The deadline is kept although whoever should keep it does not come to it: the HTTP runtime hangs, say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_watchdog_cancels_where_nobody_else_does() {
+    let house = House::loaded(1);
+    let pending = house.submit(HANG, Duration::from_millis(250)).unwrap();
+    house.until("running", |house| house.runs() == 1);
+    house.pass(ticks(1));
+    assert_eq!(house.models.gate().in_flight(), 1, "in time");
+    house.pass(ticks(3));
+    house.until("told to end", House::idle);
+    assert_eq!(house.healthy(), 1);
+    drop(pending);
+}
+
+/// A panic takes the same way: one lane, one story.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_is_told_as_well() {
+    let house = House::loaded(1);
+    assert_eq!(house.ask(PANIC).await.unwrap_err(), PredictError::LaneLost);
+    house.until("replaced", |house| house.healthy() == 1);
+    let report = house.models.report();
+    let [incident] = report.incidents.as_slice() else { panic!("{:?}", report.incidents) };
+    assert_eq!((incident.reason, incident.deeds.len()), (Reason::Panic, 1));
+    assert!(incident.healed_after_ms.is_some());
+    assert_eq!(house.metric("balm_heal_actions_total", &["lane", "panic"]), 1.0);
+}
+
+/// Those who were in a run together and wait for their turn alone are not lost with the lane that hangs in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_neighbour_harms_nobody() {
+    let house = House::loaded(1);
+    let hanging = house.submit(HANG, Duration::from_secs(20)).unwrap();
+    house.until("running", |house| house.runs() == 1);
+    let deaf = house.submit(DEAF, Duration::from_millis(200)).unwrap();
+    let waiting: Vec<_> =
+        (0..4).map(|_| house.submit(ECHO, Duration::from_secs(20)).unwrap()).collect();
+    drop(hanging);
+    assert!(matches!(deaf.wait().await, Err(PredictError::Deadline { .. })));
+    house.pass(GRACE + ticks(1));
+    for pending in waiting {
+        assert!(pending.wait().await.is_ok(), "answered by the lane that came");
+    }
+    house.until("idle", House::idle);
+}
+
+/// An unload does not wait for a lane that hangs, nor does the lane hold what waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_on_its_way_out_leaves_no_permit_behind() {
+    let house = House::loaded(1);
+    house.hang(DEAF);
+    let waits = house.submit(ECHO, Duration::from_secs(20)).unwrap();
+    house.models.unload("m").unwrap();
+    house.pass(GRACE + ticks(1));
+    assert_eq!(waits.wait().await.unwrap_err(), PredictError::LaneLost);
+    assert!(house.idle());
+    assert_eq!(house.script.builds.load(Ordering::SeqCst), 1, "nobody needs another");
+}
