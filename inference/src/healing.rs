@@ -188,7 +188,7 @@ impl Healing {
             incident = incident.id,
             subject,
             healed_after_ms,
-            story = incident.story,
+            story = %incident.story,
             "incident: closed"
         );
     }

@@ -204,6 +204,12 @@ impl Lanes {
         self.condition.lock().clone()
     }
 
+    /// Nothing that they answer is to be trusted, for this reason; or it is again.
+    pub(crate) fn suspect(&self, why: Option<String>) {
+        self.condition.lock().suspect = why;
+        (self.changed)();
+    }
+
     /// A lane that was coming is there: starts its thread. False when that could not be started; then it is lost.
     pub(crate) fn join(self: &Arc<Self>, index: u32, session: Box<dyn Session>) -> bool {
         // Counted before the thread runs: the version is called ready on the strength of it.

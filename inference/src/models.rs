@@ -4,6 +4,7 @@
 //! other; loads of different models do not. A version that fails is refused with its own reason, and nothing else
 //! changes: the version that served before goes on, and so do all other models.
 
+mod canary;
 mod candidate;
 mod heal;
 mod load;
@@ -11,6 +12,8 @@ mod observe;
 mod probe;
 mod proof;
 mod sharing;
+
+pub(crate) use canary::CanaryWatch;
 
 use crate::admission::{Gate, ModelGate};
 use crate::clip::clipped;
@@ -23,6 +26,7 @@ use crate::predict::PredictError;
 use crate::repository::{Repository, parse_version};
 use crate::version::{Serving, Version, unix_ms};
 use arc_swap::{ArcSwap, ArcSwapOption};
+use balm_probes::breaker::BreakerState;
 use balm_probes::{HealthReport, Incident, ModelReport, ServerPhase};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
@@ -82,6 +86,8 @@ pub struct Model {
     current: ArcSwapOption<Serving>,
     /// One load or unload of this model at a time.
     control: Mutex<()>,
+    /// What the breaker did when it was last looked at.
+    breaker: Mutex<BreakerState>,
 }
 
 /// A load or unload that was asked for and did not happen.
@@ -217,6 +223,7 @@ impl Inner {
             versions: ArcSwap::default(),
             current: ArcSwapOption::empty(),
             control: Mutex::new(()),
+            breaker: Mutex::new(BreakerState::Accepting),
         });
         let mut next = HashMap::clone(&table);
         next.insert(name.to_owned(), Arc::clone(&model));

@@ -7,9 +7,11 @@
 
 mod scripted;
 
+use balm_inference::admission::ShedReason;
 use balm_inference::predict::PredictError;
+use balm_probes::breaker::BreakerState;
 use balm_probes::{ModelState, Reason, Rung};
-use scripted::{DEAF, ECHO, HANG, House, PANIC, SPIN};
+use scripted::{DEAF, ECHO, FAIL, HANG, House, PANIC, SPIN};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -223,4 +225,170 @@ async fn a_version_on_its_way_out_leaves_no_permit_behind() {
     assert_eq!(waits.wait().await.unwrap_err(), PredictError::LaneLost);
     assert!(house.idle());
     assert_eq!(house.script.builds.load(Ordering::SeqCst), 1, "nobody needs another");
+}
+
+// ===== the breaker =====
+
+/// Whether a request is turned away by the breaker.
+async fn is_refused(house: &House) -> bool {
+    match house.ask(ECHO).await {
+        Ok(_) => false,
+        Err(PredictError::Shed(shed)) => {
+            assert_eq!(shed.reason, ShedReason::BreakerOpen);
+            assert!(shed.retry_after_s >= 1);
+            true
+        }
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+fn breaker(house: &House) -> BreakerState {
+    house.models.model("m").unwrap().gate().breaker()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_mostly_fails_is_closed_off_and_tried_again() {
+    let house = House::loaded(1);
+    for count in 0..20 {
+        assert_eq!(breaker(&house), BreakerState::Accepting, "{count}");
+        let error = house.ask(FAIL).await.unwrap_err();
+        assert_eq!(error, PredictError::Runtime("scripted failure".to_owned()));
+    }
+    assert!(is_refused(&house).await);
+    assert_eq!(house.metric("balm_breaker_state", &["m", "refusing"]), 1.0);
+    assert!(
+        house.ready(),
+        "what fails is no reason to send people elsewhere: others of it fail as well"
+    );
+    // Its second is one of the wall; the canary that ends it is the watchdog's. Then five at once, and no more.
+    let runs = house.runs();
+    until_ticking(&house, "the canary flies", |_| breaker(&house) == BreakerState::Trying);
+    let mut hanging = Vec::new();
+    until_ticking(&house, "people may try", |house| {
+        hanging.extend(house.submit(HANG, Duration::from_secs(20)));
+        !hanging.is_empty()
+    });
+    assert!(house.runs() > runs && house.metric("balm_canaries_total", &["answered"]) >= 1.0);
+    hanging.extend((0..4).map(|_| house.submit(HANG, Duration::from_secs(20)).unwrap()));
+    assert!(is_refused(&house).await);
+    // They leave without a result, and others may try in their place.
+    drop(hanging);
+    house.until("left", House::idle);
+    for count in 0..5 {
+        assert_eq!(breaker(&house), BreakerState::Trying, "{count}");
+        assert!(!is_refused(&house).await);
+    }
+    assert_eq!(breaker(&house), BreakerState::Accepting);
+    assert!(house.idle());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canary_that_fails_keeps_it_closed() {
+    let house = House::loaded(1);
+    house.script.errors_percent.store(100, Ordering::SeqCst);
+    for _ in 0..20 {
+        house.ask(ECHO).await.unwrap_err();
+    }
+    house.until("the canary has failed", |house| {
+        house.pass(ticks(1));
+        house.script.errors_percent.load(Ordering::SeqCst) > 0
+            && house.metric("balm_canaries_total", &["failed"]) == 1.0
+    });
+    assert_eq!(breaker(&house), BreakerState::Refusing);
+    assert!(is_refused(&house).await, "nobody was sacrificed");
+}
+
+/// What is the client's mistake, or late, or turned away, is none of the model's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_breaker_minds_the_servers_own_errors_only() {
+    let house = House::loaded(1);
+    for _ in 0..30 {
+        house.hang(HANG);
+        house.until("idle", House::idle);
+    }
+    assert_eq!(breaker(&house), BreakerState::Accepting);
+    house.script.errors_percent.store(40, Ordering::SeqCst);
+    for _ in 0..100 {
+        let _ = house.ask(ECHO).await;
+    }
+    assert_eq!(breaker(&house), BreakerState::Accepting, "four of ten are not half");
+}
+
+// ===== the canary =====
+
+const GOLDEN: &str = r#"{"cases": [{"name": "five",
+    "inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [5]}],
+    "outputs": [{"name": "y", "datatype": "INT64", "shape": [1], "data": [5]}]}]}"#;
+
+fn golden(lanes: usize) -> House {
+    let house = House::new(lanes);
+    std::fs::write(house.repository.path().join("m/1/golden.json"), GOLDEN).unwrap();
+    house.settled(lanes)
+}
+
+/// Lets the watchdog tick until `reached`.
+fn until_ticking(house: &House, what: &str, mut reached: impl FnMut(&House) -> bool) {
+    house.until(what, |house| {
+        house.pass(ticks(1));
+        reached(house)
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canary_flies_where_nobody_asks() {
+    for (name, house) in [("golden", golden(1)), ("made up", House::loaded(1))] {
+        house.pass(Duration::from_secs(30));
+        assert_eq!(house.runs(), 0, "{name}");
+        until_ticking(&house, "it is back", |house| {
+            house.metric("balm_canaries_total", &["answered"]) == 1.0
+        });
+        assert_eq!(house.runs(), 1);
+        let asked = if name == "golden" { 5 } else { ECHO };
+        assert_eq!(house.script.batches.lock().unwrap().as_slice(), [[asked]]);
+        // A real success replaces it.
+        house.pass(Duration::from_secs(20));
+        assert!(house.ask(ECHO).await.is_ok());
+        house.pass(Duration::from_secs(29));
+        assert_eq!(house.runs(), 2, "{name}");
+        assert!(house.idle() && house.ready());
+        assert!(house.models.report().incidents.is_empty());
+    }
+}
+
+/// Answers that are no longer right: not ready at once, loaded anew, and where that does not help, the worker's end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_answers_are_seen_and_healed() {
+    let house = golden(2);
+    house.pass(Duration::from_secs(30));
+    house.script.wrong.store(true, Ordering::SeqCst);
+    until_ticking(&house, "it is called sick", |house| !house.ready());
+    assert!(house.metric("balm_canaries_total", &["failed"]) >= 2.0);
+    assert!(house.reason(1).contains("golden case \"five\""), "{}", house.reason(1));
+    // The load that was to heal it is refused for the same reason; that was the first of two.
+    until_ticking(&house, "it is the worker's turn", |house| {
+        house.models.worker_verdict().is_some()
+    });
+    let verdict = house.models.worker_verdict().unwrap();
+    assert_eq!(verdict.decision.reason, Reason::LaneBudget);
+    assert_eq!(house.metric("balm_heal_actions_total", &["lane", "canary"]), 2.0);
+    // By itself it may get well all the same.
+    house.script.wrong.store(false, Ordering::SeqCst);
+    until_ticking(&house, "well again", House::ready);
+    assert!(house.ask(ECHO).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_went_wrong_is_healed_by_a_load() {
+    let house = golden(1);
+    house.pass(Duration::from_secs(30));
+    house.script.wrong_builds.store(1, Ordering::SeqCst);
+    until_ticking(&house, "it is called sick", |house| !house.ready());
+    until_ticking(&house, "healed", House::ready);
+    assert_eq!(house.script.builds.load(Ordering::SeqCst), 2);
+    assert!(house.models.worker_verdict().is_none());
+    let report = house.models.report();
+    let [incident] = report.incidents.as_slice() else { panic!("{:?}", report.incidents) };
+    assert_eq!(incident.reason, Reason::Canary);
+    assert!(incident.healed_after_ms.is_some(), "{incident:?}");
+    assert_eq!((house.state(1), house.reason(1).as_str()), (ModelState::Ready, ""));
 }

@@ -213,7 +213,8 @@ impl App {
             limit.watch(core.models.gate()).map_err(AppError::Thread)?;
         }
         let models = core.models.clone();
-        let pulse = Pulse::start(move |measured| models.tick(measured)).map_err(AppError::Thread)?;
+        let pulse =
+            Pulse::start(move |measured| models.tick(measured)).map_err(AppError::Thread)?;
         register_threads(&core.registry, host, config.http.threads)?;
         let engine = core.started()?;
         describe(&core.models, engine);

@@ -15,6 +15,8 @@ pub(crate) struct Condition {
     pub(crate) degraded: Option<String>,
     /// The latest trouble with a lane, until all are healthy again.
     pub(crate) trouble: Option<String>,
+    /// Why none of them is to be trusted, although they answer.
+    pub(crate) suspect: Option<String>,
 }
 
 impl Condition {
@@ -23,6 +25,9 @@ impl Condition {
         if self.is_hopeless() {
             return (ModelState::Failed, self.trouble.clone());
         }
+        if self.suspect.is_some() {
+            return (ModelState::Degraded, self.suspect.clone());
+        }
         if self.degraded.is_some() {
             return (ModelState::Degraded, self.degraded.clone());
         }
@@ -30,6 +35,11 @@ impl Condition {
             return (ModelState::Degraded, self.trouble.clone());
         }
         (ModelState::Ready, self.trouble.clone())
+    }
+
+    /// Lanes that would answer a request now, and rightly.
+    pub(crate) fn trusted(&self) -> u32 {
+        if self.suspect.is_some() { 0 } else { self.healthy }
     }
 
     pub(super) fn is_hopeless(&self) -> bool {
@@ -56,7 +66,8 @@ mod tests {
             ((2, 0, 0, degraded), ModelState::Failed),
         ];
         for ((wanted, healthy, coming, degraded), state) in table {
-            let condition = Condition { wanted, healthy, coming, degraded, trouble: None };
+            let condition =
+                Condition { wanted, healthy, coming, degraded, trouble: None, suspect: None };
             assert_eq!(condition.verdict().0, state, "{condition:?}");
         }
     }

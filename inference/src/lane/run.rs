@@ -25,7 +25,7 @@ pub(super) enum Ran {
     /// The jobs have their answers.
     Answered,
     /// The session must not be used again. If one job alone is to blame, here it is, to be answered when the lane is replaced.
-    Panicked(Option<Job>),
+    Panicked(Option<Box<Job>>),
     /// The lane was given up while it ran: nothing is its own any more.
     Abandoned,
 }
@@ -73,9 +73,9 @@ impl Lanes {
     }
 
     /// The one job of a run that panicked; of several none is known to be guilty, so all wait again.
-    fn after_panic(&self, batch: &mut Vec<Job>) -> Option<Job> {
+    fn after_panic(&self, batch: &mut Vec<Job>) -> Option<Box<Job>> {
         if batch.len() == 1 {
-            return batch.pop();
+            return batch.pop().map(Box::new);
         }
         let innocent = batch.drain(..).filter(|job| job.token.again());
         let mut alone: Vec<Job> = innocent.collect();

@@ -20,6 +20,32 @@ const ACTIONS: [(Rung, Reason); 8] = [
     (Rung::Worker, Reason::Stall),
 ];
 
+/// How a canary came back. The label values of `balm_canaries_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CanaryResult {
+    /// Answered as it should be.
+    Answered,
+    /// Answered wrongly, late, or by an error of the server's own.
+    Failed,
+    /// Not run.
+    TurnedAway,
+}
+
+impl CanaryResult {
+    /// Every result.
+    pub(crate) const ALL: [CanaryResult; 3] =
+        [CanaryResult::Answered, CanaryResult::Failed, CanaryResult::TurnedAway];
+
+    /// Label value.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            CanaryResult::Answered => "answered",
+            CanaryResult::Failed => "failed",
+            CanaryResult::TurnedAway => "turned_away",
+        }
+    }
+}
+
 /// What is counted of repairs.
 #[derive(Clone, Debug)]
 pub(crate) struct HealMetrics {

@@ -68,6 +68,8 @@ pub(crate) struct Script {
     pub(crate) errors_percent: AtomicU64,
     /// Outputs are one more than they should be.
     pub(crate) wrong: AtomicBool,
+    /// So are those of the first so many sessions.
+    pub(crate) wrong_builds: AtomicU64,
     /// How long a session takes to build, milliseconds.
     pub(crate) build_ms: AtomicU64,
     /// Lets go of the runs that heed no cancel.
@@ -155,6 +157,7 @@ impl Engine for ScriptedEngine {
                 degraded: degraded.then(|| "scripted".to_owned()),
             },
             stop: Arc::new(Stop::default()),
+            number: before,
         }))
     }
 }
@@ -177,6 +180,8 @@ struct ScriptedSession {
     contract: Contract,
     placement: Placement,
     stop: Arc<Stop>,
+    /// Counts the sessions.
+    number: u64,
 }
 
 impl Session for ScriptedSession {
@@ -218,7 +223,8 @@ impl Session for ScriptedSession {
         if self.script.fails(run) {
             return Err(RunError::Runtime("scripted failure".to_owned()));
         }
-        if self.script.wrong.load(Ordering::SeqCst) {
+        let wrong = self.number < self.script.wrong_builds.load(Ordering::SeqCst);
+        if wrong || self.script.wrong.load(Ordering::SeqCst) {
             let data: Vec<u8> = rows.iter().flat_map(|row| (row + 1).to_le_bytes()).collect();
             return Ok(RunOutput {
                 outputs: vec![
@@ -448,7 +454,7 @@ impl House {
     }
 
     /// Waits for a state, never for a time.
-    pub(crate) fn until(&self, what: &str, reached: impl Fn(&House) -> bool) {
+    pub(crate) fn until(&self, what: &str, mut reached: impl FnMut(&House) -> bool) {
         let end = Instant::now() + Duration::from_secs(20);
         while !reached(self) {
             assert!(Instant::now() < end, "not reached: {what}; {:?}", self.models.report());

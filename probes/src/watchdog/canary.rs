@@ -25,18 +25,25 @@ impl Canary {
         Canary { due_ms: now_ms.saturating_add(IDLE_MS), under_way: false, failures: 0 }
     }
 
-    /// Whether one is to be sent. Then it is under way, until [`Canary::succeeded`], [`Canary::failed`] or
-    /// [`Canary::came_back`] is told.
+    /// Whether one is to be sent. Then it is under way, until [`Canary::came_back`] is told.
     pub fn send(&mut self, now_ms: u64) -> bool {
         let send = !self.under_way && now_ms >= self.due_ms;
         self.under_way |= send;
         send
     }
 
-    /// A request was answered, this one or anybody's.
+    /// Somebody's request was answered, which makes a canary needless. After one that failed it is needed all the same: an
+    /// answer that nobody compares may be wrong.
+    pub fn answered(&mut self, now_ms: u64) {
+        if self.failures == 0 {
+            self.due_ms = now_ms.saturating_add(IDLE_MS);
+        }
+    }
+
+    /// The one that was sent was answered as it should be.
     pub fn succeeded(&mut self, now_ms: u64) {
         self.failures = 0;
-        self.due_ms = now_ms.saturating_add(IDLE_MS);
+        self.answered(now_ms);
     }
 
     /// The one that was under way is back, with or without an answer.

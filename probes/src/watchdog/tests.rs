@@ -132,18 +132,21 @@ fn the_canary_flies_when_there_was_no_success() {
     canary.came_back();
     canary.succeeded(31_005);
     assert!(!canary.send(61_004));
-    canary.succeeded(61_004);
+    canary.answered(61_004);
     assert!(!canary.send(61_005), "real successes replace it");
     assert!(canary.send(91_004));
 
     canary.came_back();
     canary.failed(91_100);
     assert!(!canary.is_sick(), "once may be chance");
+    canary.answered(91_101);
     assert!(!canary.send(92_099));
     assert!(canary.send(92_100), "soon, to know");
     canary.came_back();
     canary.failed(92_200);
     assert!(canary.is_sick());
+    canary.answered(92_201);
+    assert!(canary.is_sick(), "answers that nobody compares heal nothing");
     assert!(canary.send(93_200), "and again, to know when it is well");
     canary.came_back();
     canary.succeeded(93_300);
