@@ -82,6 +82,13 @@ struct Part {
     errors: u64,
 }
 
+impl Part {
+    /// Number of the part that a moment is in.
+    fn at(now_ms: u64) -> u64 {
+        now_ms / PART_MS
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Accepting,
@@ -181,11 +188,11 @@ impl Breaker {
         if !matches!(self.phase, Phase::Accepting) {
             return;
         }
-        let newest = now_ms / PART_MS;
+        let newest = Part::at(now_ms);
         let (results, errors) = self
             .window
             .iter()
-            .filter(|part| newest - part.number.min(newest) < PARTS as u64)
+            .filter(|part| newest.saturating_sub(part.number) / PARTS as u64 == 0)
             .fold((0u64, 0u64), |(results, errors), part| {
                 (results.saturating_add(part.results), errors.saturating_add(part.errors))
             });
@@ -229,7 +236,7 @@ impl Breaker {
     }
 
     fn part(&mut self, now_ms: u64) -> &mut Part {
-        let number = now_ms / PART_MS;
+        let number = Part::at(now_ms);
         let part = &mut self.window[(number % PARTS as u64) as usize];
         if part.number != number {
             *part = Part { number, ..Part::default() };

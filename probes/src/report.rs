@@ -225,6 +225,15 @@ mod tests {
     }
 
     #[test]
+    fn phases_are_called_what_they_are_written_as() {
+        use ServerPhase::*;
+        for phase in [Starting, Running, Draining, Stopped] {
+            let json = serde_json::to_string(&phase).unwrap();
+            assert_eq!(json, format!("\"{}\"", phase.as_str()));
+        }
+    }
+
+    #[test]
     fn newest_goes_by_number() {
         let mut serving = VersionReport::new(9, ModelState::Ready);
         serving.lanes = LaneCounts { wanted: 1, healthy: 1 };

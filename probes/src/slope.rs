@@ -31,8 +31,6 @@ const EXPLAINED_MIN: f64 = 0.8;
 const SAMPLE_MS: u64 = 1_000;
 /// Over a shorter time a line says nothing, milliseconds.
 const SPAN_MIN_MS: u64 = 10_000;
-/// Samples that are kept: the window full, and one more.
-const SAMPLES_MAX: usize = (WINDOW_MS / SAMPLE_MS) as usize + 1;
 
 /// What the memory of a worker is about to do.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,7 +67,8 @@ impl Slope {
             self.samples.push_back((now_ms, used));
         }
         let old = |(at_ms, _): &(u64, u64)| now_ms.saturating_sub(*at_ms) > WINDOW_MS;
-        while self.samples.len() > SAMPLES_MAX || self.samples.front().is_some_and(old) {
+        // One a second for ten minutes: that is also how many there are at most.
+        while self.samples.front().is_some_and(old) {
             self.samples.pop_front();
         }
         if self.high_since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= HIGH_MS) {
@@ -86,9 +85,9 @@ impl Slope {
             .iter()
             .filter_map(|window_ms| self.line(*window_ms, now_ms))
             .filter(|line| line.span_ms >= SPAN_MIN_MS && line.explained >= EXPLAINED_MIN)
-            .filter(|line| line.bytes_per_ms > 0.0)
             .map(|line| left / line.bytes_per_ms)
-            .find(|in_ms| *in_ms <= AHEAD_MS)
+            // Of a line that falls it has the other sign, also where nothing is left.
+            .find(|in_ms| in_ms.is_sign_positive() && *in_ms <= AHEAD_MS)
             .map_or(MemoryVerdict::Fine, |in_ms| MemoryVerdict::Leaks { in_ms: in_ms as u64 })
     }
 
@@ -124,16 +123,17 @@ impl Line {
         if span_ms == 0 {
             return None;
         }
-        let point = |(at_ms, bytes): &(u64, u64)| ((at_ms - first_ms) as f64, *bytes as f64);
+        let point = |(at_ms, bytes): &(u64, u64)| (*at_ms as f64, *bytes as f64);
         let count = samples.clone().count() as f64;
         let (sum_x, sum_y) =
             samples.clone().map(point).fold((0.0, 0.0), |sum, (x, y)| (sum.0 + x, sum.1 + y));
         let (mean_x, mean_y) = (sum_x / count, sum_y / count);
         let (mut covariance, mut variance_x, mut variance_y) = (0.0, 0.0, 0.0);
         for (x, y) in samples.map(point) {
-            covariance += (x - mean_x) * (y - mean_y);
-            variance_x += (x - mean_x) * (x - mean_x);
-            variance_y += (y - mean_y) * (y - mean_y);
+            // Taking the mean off one factor is enough: what is off the sum of the other is zero.
+            covariance += (x - mean_x) * y;
+            variance_x += (x - mean_x) * x;
+            variance_y += (y - mean_y) * y;
         }
         let explained = if variance_y > 0.0 {
             covariance * covariance / (variance_x * variance_y)

@@ -28,10 +28,10 @@ pub const GRACE_MIN_MS: u64 = 2_000;
 /// How many of the longest usual runs it has.
 const GRACE_RUNS: u64 = 4;
 
-/// A thread that was on a processor for more than this part of the time spins, percent.
-const SPINNING_PERCENT: u64 = 50;
-/// A thread that was on a processor for less than this part of the time is blocked, percent.
-const BLOCKED_PERCENT: u64 = 1;
+/// A thread that was on a processor for more than this part of the time spins, per mille.
+const SPINNING_PERMILLE: u128 = 500;
+/// A thread that was on a processor for less than this part of the time is blocked, per mille.
+const BLOCKED_PERMILLE: u128 = 10;
 
 /// An event loop that answers later than this is late, milliseconds.
 pub const LAG_WARN_MS: u64 = 100;
@@ -101,10 +101,10 @@ impl HungKind {
     /// What a thread does that was on a processor for `cpu_ms` of `elapsed_ms`.
     pub fn of(cpu_ms: Option<u64>, elapsed_ms: u64) -> Self {
         let Some(cpu_ms) = cpu_ms else { return HungKind::Between };
-        let part = u128::from(cpu_ms) * 100;
-        if part > u128::from(elapsed_ms) * u128::from(SPINNING_PERCENT) {
+        let (part, whole) = (u128::from(cpu_ms) * 1_000, u128::from(elapsed_ms));
+        if part > whole * SPINNING_PERMILLE {
             HungKind::Spinning
-        } else if part < u128::from(elapsed_ms) * u128::from(BLOCKED_PERCENT) {
+        } else if part < whole * BLOCKED_PERMILLE {
             HungKind::Blocked
         } else {
             HungKind::Between

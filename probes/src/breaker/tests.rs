@@ -74,6 +74,13 @@ fn results_leave_the_window_after_ten_seconds() {
     feed(&mut breaker, 100, 0, 0);
     feed(&mut breaker, 0, 20, 9_999);
     assert_eq!(breaker.state(), Accepting, "answers weigh as long");
+    // Half a minute later their places are others', whatever they are.
+    let mut breaker = Breaker::default();
+    feed(&mut breaker, 100, 0, 3_500);
+    feed(&mut breaker, 0, 19, 33_000);
+    assert_eq!(breaker.state(), Accepting);
+    feed(&mut breaker, 0, 1, 34_999);
+    assert_eq!(breaker.state(), Refusing);
 }
 
 #[test]
@@ -109,6 +116,23 @@ fn a_trial_is_a_canary_and_five_requests() {
     assert_eq!(breaker.state(), Accepting);
     feed(&mut breaker, 0, 1, 1_003);
     assert_eq!(breaker.admit(1_003), Err(1_000));
+}
+
+#[test]
+fn trials_are_told_apart_for_good() {
+    let mut breaker = trying();
+    let stale = breaker.admit(1_001).unwrap();
+    for _ in 0..5 {
+        breaker.ended(stale, Neither, 1_001);
+        let pass = breaker.admit(1_001).unwrap();
+        breaker.ended(pass, Answered, 1_001);
+    }
+    assert_eq!(breaker.state(), Accepting);
+    feed(&mut breaker, 0, 20, 2_000);
+    assert!(breaker.wants_canary(3_000));
+    breaker.canary(Answered, 3_000);
+    breaker.ended(stale, Failed, 3_001);
+    assert_eq!(breaker.state(), Trying, "a result of the first trial, in the second");
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn what_rose_and_stays_is_no_leak() {
     assert_eq!(first(|second| if second < 300 { 520 * MB } else { 700 * MB }, 1_000), None);
     // Up and down, as under load.
     assert_eq!(first(|second| 700 * MB + (second % 7) * 10 * MB, 1_000), None);
+    assert_eq!(first(|second| (899 * MB).saturating_sub(second * MB), 400), None, "from above");
     assert_eq!(first(|second| (840 * MB).saturating_sub(second * MB), 400), None, "it shrinks");
     // Below half of the limit there is time.
     assert_eq!(first(|second| second * MB, 400), None);
@@ -98,6 +99,9 @@ fn a_line_is_one_of_least_squares() {
     assert!((line.bytes_per_ms - 0.000_625).abs() < 1e-12, "{line:?}");
     assert!((line.explained - 25.0 / 28.0).abs() < 1e-12, "{line:?}");
     assert_eq!(line.span_ms, 8_000);
+    let later = [(1_000_001_000, 1), (1_000_005_000, 2), (1_000_009_000, 6)];
+    let later = Line::through(later.iter()).unwrap();
+    assert!((later.bytes_per_ms - line.bytes_per_ms).abs() < 1e-9, "after days {later:?}");
     let flat = Line::through([(0, 5), (8_000, 5)].iter()).unwrap();
     assert_eq!((flat.bytes_per_ms, flat.explained), (0.0, 0.0));
     assert_eq!(Line::through([(7, 5)].iter()), None);
