@@ -8,7 +8,7 @@ use crate::lane::{Lanes, Watched};
 use crate::metrics::HealMetrics;
 use crate::version::unix_ms;
 use balm_probes::ladder::{Abandoned, Means};
-use balm_probes::watchdog::{Stall, TickClock};
+use balm_probes::watchdog::{Lag, Stall, TickClock, lag};
 use balm_probes::{Decision, Incident, Incidents, Ladder, Reason, Rung, Sighting, Trouble};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,6 +54,7 @@ struct State {
     ladder: Ladder,
     incidents: Incidents,
     stall: Stall,
+    lag: Lag,
 }
 
 impl Healing {
@@ -64,6 +65,7 @@ impl Healing {
                 ladder: Ladder::new(Means::default()),
                 incidents: Incidents::default(),
                 stall: Stall::default(),
+                lag: Lag::Fine,
             }),
             watched: Mutex::default(),
             abandoned: Mutex::default(),
@@ -110,6 +112,29 @@ impl Healing {
             self.give_up(decision, subject);
         }
         now_ms
+    }
+
+    /// The event loop is so late. Whether an incident came of it, or ended.
+    pub(crate) fn event_loop_lags(&self, late: Duration) -> bool {
+        const SUBJECT: &str = "the event loop";
+        self.metrics.event_loop_lag.set(late.as_secs_f64());
+        let lag_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX);
+        let now = lag(lag_ms);
+        let before = std::mem::replace(&mut self.state.lock().lag, now);
+        match (before, now) {
+            (Lag::Fine, Lag::Late) => tracing::warn!(lag_ms, "the event loop is late"),
+            (Lag::Fine | Lag::Late, Lag::Wedged) => {
+                let subject = SUBJECT.to_owned();
+                self.see(Sighting { subject, reason: Reason::RuntimeWedged, after_ms: lag_ms });
+                return true;
+            }
+            (Lag::Wedged, Lag::Fine | Lag::Late) => {
+                self.healed(SUBJECT);
+                return true;
+            }
+            _ => {}
+        }
+        false
     }
 
     /// What is to be done about `trouble`.

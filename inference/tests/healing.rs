@@ -227,6 +227,40 @@ async fn a_version_on_its_way_out_leaves_no_permit_behind() {
     assert_eq!(house.script.builds.load(Ordering::SeqCst), 1, "nobody needs another");
 }
 
+#[tokio::test]
+async fn a_wedged_event_loop_is_told() {
+    let house = House::loaded(1);
+    for (late_ms, incidents, open) in [
+        (0, 0, 0),
+        (100, 0, 0),
+        (300, 0, 0),
+        (10_000, 0, 0),
+        (10_100, 1, 1),
+        (12_000, 1, 1),
+        (0, 1, 0),
+    ] {
+        house.models.event_loop_lags(Duration::from_millis(late_ms));
+        let report = house.models.report();
+        let is_open = report.incidents.iter().filter(|i| i.healed_after_ms.is_none()).count();
+        assert_eq!((report.incidents.len(), is_open), (incidents, open), "{late_ms}");
+        let gauge = house.metric("balm_event_loop_lag_seconds", &[]);
+        assert_eq!(gauge, late_ms as f64 / 1000.0);
+    }
+    assert!(house.models.worker_verdict().is_none(), "liveness has the same heartbeat");
+}
+
+/// The net under it all: nothing ends anywhere although runs were told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hung_lanes_that_are_replaced_are_no_stall() {
+    let house = House::loaded(1);
+    house.script.build_ms.store(300, Ordering::SeqCst);
+    house.hang(DEAF);
+    // Minutes, on its clock, while the new lane is built: nothing runs, so nothing stalls.
+    house.pass(Duration::from_secs(120));
+    assert!(house.models.worker_verdict().is_none());
+    house.until("replaced", |house| house.healthy() == 1);
+}
+
 // ===== the breaker =====
 
 /// Whether a request is turned away by the breaker.

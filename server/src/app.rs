@@ -213,8 +213,11 @@ impl App {
             limit.watch(core.models.gate()).map_err(AppError::Thread)?;
         }
         let models = core.models.clone();
-        let pulse =
-            Pulse::start(move |measured| models.tick(measured)).map_err(AppError::Thread)?;
+        let on_tick = move |measured, lag| {
+            models.tick(measured);
+            models.event_loop_lags(lag);
+        };
+        let pulse = Pulse::start(on_tick).map_err(AppError::Thread)?;
         register_threads(&core.registry, host, config.http.threads)?;
         let engine = core.started()?;
         describe(&core.models, engine);

@@ -22,21 +22,22 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Starts the watchdog thread, which calls `on_tick` with each tick and the time since the one before. It ends with the
-    /// process, or when nobody holds the pulse any more.
+    /// Starts the watchdog thread, which calls `on_tick` with each tick: the time since the one before, and how late the
+    /// runtime is. It ends with the process, or when nobody holds the pulse any more.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(on_tick: impl Fn(Duration) + Send + 'static) -> io::Result<Arc<Self>> {
+    pub fn start(on_tick: impl Fn(Duration, Duration) + Send + 'static) -> io::Result<Arc<Self>> {
         let pulse = Arc::new(Pulse::default());
         let watched = Arc::downgrade(&pulse);
         thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
             let mut before = Instant::now();
             while let Some(pulse) = watched.upgrade() {
+                let lag = pulse.lag();
                 pulse.ticks.fetch_add(1, Ordering::AcqRel);
                 drop(pulse);
                 let now = Instant::now();
-                on_tick(now - before);
+                on_tick(now - before, lag);
                 before = now;
                 thread::sleep(TICK);
             }
@@ -54,9 +55,35 @@ impl Pulse {
         }
     }
 
+    /// How late the runtime is with its answer, in whole ticks: nothing as long as it answered the tick of the moment, or has not
+    /// begun to answer.
+    fn lag(&self) -> Duration {
+        let beat = self.beat.load(Ordering::Acquire);
+        let late = self.ticks.load(Ordering::Acquire).saturating_sub(beat);
+        if beat == 0 { Duration::ZERO } else { TICK * u32::try_from(late).unwrap_or(u32::MAX) }
+    }
+
     /// Whether the runtime still answers.
     pub fn verdict(&self) -> Liveness {
         let beat = self.beat.load(Ordering::Acquire);
         liveness(self.ticks.load(Ordering::Acquire), beat, LIMIT_TICKS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_what_the_runtime_owes() {
+        let pulse = Pulse::default();
+        pulse.ticks.store(500, Ordering::Release);
+        assert_eq!(pulse.lag(), Duration::ZERO, "it has not begun");
+        pulse.beat.store(500, Ordering::Release);
+        assert_eq!(pulse.lag(), Duration::ZERO);
+        pulse.beat.store(497, Ordering::Release);
+        assert_eq!(pulse.lag(), 3 * TICK);
+        pulse.beat.store(501, Ordering::Release);
+        assert_eq!(pulse.lag(), Duration::ZERO, "a beat from the future");
     }
 }

@@ -2,7 +2,7 @@
 
 use balm_probes::{Reason, Rung};
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts};
 
 /// From a tenth of a second, the tick of the watchdog, to five minutes, the window of the last budget.
 const SECONDS_BUCKETS: [f64; 12] =
@@ -56,6 +56,8 @@ pub(crate) struct HealMetrics {
     pub(crate) repair_seconds: Histogram,
     /// Threads that hang and were left to themselves.
     pub(crate) abandoned: IntGauge,
+    /// How late the event loop is, seconds.
+    pub(crate) event_loop_lag: Gauge,
 }
 
 impl HealMetrics {
@@ -81,6 +83,10 @@ impl HealMetrics {
                 "balm_lanes_abandoned",
                 "Lanes that hang, were left to themselves and still hold a thread and a session.",
             ))?,
+            event_loop_lag: Gauge::with_opts(Opts::new(
+                "balm_event_loop_lag_seconds",
+                "How late the event loop of the data port is with its answer to the watchdog, in whole ticks of a tenth of a second.",
+            ))?,
         };
         for (rung, reason) in ACTIONS {
             metrics.actions.with_label_values(&[rung.as_str(), reason.as_str()]);
@@ -94,6 +100,7 @@ impl HealMetrics {
             Box::new(self.detect_seconds.clone()),
             Box::new(self.repair_seconds.clone()),
             Box::new(self.abandoned.clone()),
+            Box::new(self.event_loop_lag.clone()),
         ]
     }
 

@@ -25,6 +25,15 @@ impl Models {
         }
     }
 
+    /// The event loop that feeds the models is so late with its answer to the watchdog, on that clock.
+    ///
+    /// What is told here is told only: whoever judges liveness by the same heartbeat is who acts.
+    pub fn event_loop_lags(&self, lag: Duration) {
+        if self.0.healing.event_loop_lags(lag) {
+            self.0.changed();
+        }
+    }
+
     /// That this process cannot heal itself and should be replaced, once that is so. A supervisor ends it; where there is none,
     /// liveness fails by it.
     pub fn worker_verdict(&self) -> Option<&WorkerVerdict> {
