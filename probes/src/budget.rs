@@ -28,7 +28,7 @@ impl RepairBudget {
         true
     }
 
-    /// Repairs that count at `now_ms`: those within the window.
+    /// Repairs of the window that ends at `now_ms`.
     pub fn spent(&mut self, now_ms: u64) -> usize {
         while self
             .spent_at_ms

@@ -6,6 +6,7 @@
 use crate::banner;
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::healing;
 use crate::health::Health;
 use crate::host::Host;
 use crate::http::{self, BodyPace, Bound, HttpMetrics, ListenError, Listening, Sockets};
@@ -212,13 +213,9 @@ impl App {
             core.models.set_memory_limit(limit.bytes());
             limit.watch(core.models.gate()).map_err(AppError::Thread)?;
         }
-        let models = core.models.clone();
-        let on_tick = move |measured, lag| {
-            models.tick(measured);
-            models.event_loop_lags(lag);
-        };
-        let pulse = Pulse::start(on_tick).map_err(AppError::Thread)?;
+        let pulse = Pulse::start().map_err(AppError::Thread)?;
         register_threads(&core.registry, host, config.http.threads)?;
+        healing::start(core.models.clone(), &pulse).map_err(AppError::Thread)?;
         let engine = core.started()?;
         describe(&core.models, engine);
         Ok(App { config, core, runtime, bound, management, pulse, loader })

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod exit;
+pub mod healing;
 pub mod health;
 pub mod host;
 pub mod http;

@@ -3,14 +3,15 @@
 //! A std thread ticks; a task on the HTTP runtime answers each tick as soon as the runtime lets it. Who judges compares
 //! ticks with ticks, never with the wall clock: while the whole process is stopped or throttled, neither moves.
 
-use balm_probes::watchdog::TICK;
 use balm_probes::{Liveness, liveness};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+/// One tick of the watchdog.
+pub const TICK: Duration = Duration::from_millis(100);
 /// A runtime that has not answered for this many ticks, 10 s, is beyond repair from within.
 const LIMIT_TICKS: u64 = 100;
 
@@ -19,26 +20,22 @@ const LIMIT_TICKS: u64 = 100;
 pub struct Pulse {
     ticks: AtomicU64,
     beat: AtomicU64,
+    /// Whether there was a first answer. Before it there is nothing to be late.
+    beats: AtomicBool,
 }
 
 impl Pulse {
-    /// Starts the watchdog thread, which calls `on_tick` with each tick: the time since the one before, and how late the
-    /// runtime is. It ends with the process, or when nobody holds the pulse any more.
+    /// Starts the watchdog thread. It ends with the process, or when nobody holds the pulse any more.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(on_tick: impl Fn(Duration, Duration) + Send + 'static) -> io::Result<Arc<Self>> {
+    pub fn start() -> io::Result<Arc<Self>> {
         let pulse = Arc::new(Pulse::default());
         let watched = Arc::downgrade(&pulse);
         thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
-            let mut before = Instant::now();
             while let Some(pulse) = watched.upgrade() {
-                let lag = pulse.lag();
                 pulse.ticks.fetch_add(1, Ordering::AcqRel);
                 drop(pulse);
-                let now = Instant::now();
-                on_tick(now - before, lag);
-                before = now;
                 thread::sleep(TICK);
             }
         })?;
@@ -51,39 +48,30 @@ impl Pulse {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            self.beat.store(self.ticks.load(Ordering::Acquire), Ordering::Release);
+            self.answer();
         }
     }
 
-    /// How late the runtime is with its answer, in whole ticks: nothing as long as it answered the tick of the moment, or has not
-    /// begun to answer.
-    fn lag(&self) -> Duration {
+    /// Answers the watchdog once. For loops that are no async runtime.
+    pub fn answer(&self) {
+        self.beat.store(self.ticks(), Ordering::Release);
+        self.beats.store(true, Ordering::Release);
+    }
+
+    /// Ticks so far.
+    pub fn ticks(&self) -> u64 {
+        self.ticks.load(Ordering::Acquire)
+    }
+
+    /// Ticks since the last answer; none before the first.
+    pub fn lag_ticks(&self) -> u64 {
         let beat = self.beat.load(Ordering::Acquire);
-        let late = self.ticks.load(Ordering::Acquire).saturating_sub(beat);
-        if beat == 0 { Duration::ZERO } else { TICK * u32::try_from(late).unwrap_or(u32::MAX) }
+        let late = self.ticks().saturating_sub(beat);
+        if self.beats.load(Ordering::Acquire) { late } else { 0 }
     }
 
     /// Whether the runtime still answers.
     pub fn verdict(&self) -> Liveness {
-        let beat = self.beat.load(Ordering::Acquire);
-        liveness(self.ticks.load(Ordering::Acquire), beat, LIMIT_TICKS)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lag_is_what_the_runtime_owes() {
-        let pulse = Pulse::default();
-        pulse.ticks.store(500, Ordering::Release);
-        assert_eq!(pulse.lag(), Duration::ZERO, "it has not begun");
-        pulse.beat.store(500, Ordering::Release);
-        assert_eq!(pulse.lag(), Duration::ZERO);
-        pulse.beat.store(497, Ordering::Release);
-        assert_eq!(pulse.lag(), 3 * TICK);
-        pulse.beat.store(501, Ordering::Release);
-        assert_eq!(pulse.lag(), Duration::ZERO, "a beat from the future");
+        liveness(self.lag_ticks(), 0, LIMIT_TICKS)
     }
 }

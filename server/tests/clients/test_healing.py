@@ -80,13 +80,14 @@ def test_a_lane_that_heeds_no_cancel_is_replaced(server: Server) -> None:
     server.wait_for(lambda: "healed_after_ms" in incidents(server)[0], "the lane is replaced")
     (incident,) = incidents(server)
     assert incident["healed_after_ms"] <= 1000, incident
-    assert incident["reason"] == "hung_spinning", incident
+    # Where others took the processor it may have had less than half of it; it was not blocked in any case.
+    assert incident["reason"] in ("hung_spinning", "hung_between"), incident
     assert incident["deeds"][0]["rung"] == "lane"
     assert "then the lane was replaced; well again" in incident["story"]
     assert incident["story"] in server.stderr, "the log tells the same story"
     assert server.version("deaf")["lanes"] == {"wanted": 2, "healthy": 2}
     metrics = server.metrics()
-    assert metrics.one("balm_heal_actions_total", rung="lane", reason="hung_spinning") == 1
+    assert metrics.one("balm_heal_actions_total", rung="lane", reason=incident["reason"]) == 1
     assert metrics.one("balm_heal_detect_seconds_count") == 1
     assert metrics.one("balm_heal_repair_seconds_count") == 1
     assert metrics.one("balm_lanes_abandoned") == 1
