@@ -60,7 +60,9 @@ pub(crate) struct LaneSettings {
     pub(crate) version: u64,
     /// What a session holds at the least: the files that it was built from, bytes.
     pub(crate) bytes: u64,
-    /// How long all runs of the load took.
+    /// How long the load took, from the first byte that was read.
+    pub(crate) load: Duration,
+    /// How long all its runs took.
     pub(crate) load_runs: Duration,
     /// Lanes, none of which is there yet.
     pub(crate) wanted: u32,
@@ -102,6 +104,8 @@ pub(crate) struct Lanes {
     healing: Arc<Healing>,
     /// The lanes whose threads are there and were not abandoned.
     posts: Mutex<Vec<Arc<Post>>>,
+    /// Lanes that are built in place of lost ones, and since when, on the watchdog's clock, milliseconds; none before it looked.
+    builds: Mutex<Vec<(u32, Option<u64>)>>,
     /// Runs that have returned.
     ended: AtomicU64,
     longest: Longest,
@@ -143,6 +147,7 @@ impl Lanes {
             budget: Mutex::new(RepairBudget::new(RESTARTS_MAX, RESTARTS_WINDOW_MS)),
             healing,
             posts: Mutex::default(),
+            builds: Mutex::default(),
             ended: AtomicU64::new(0),
             longest: Longest::of(settings.load_runs),
             born: Instant::now(),

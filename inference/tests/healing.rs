@@ -255,10 +255,26 @@ async fn hung_lanes_that_are_replaced_are_no_stall() {
     let house = House::loaded(1);
     house.script.build_ms.store(300, Ordering::SeqCst);
     house.hang(DEAF);
-    // Minutes, on its clock, while the new lane is built: nothing runs, so nothing stalls.
-    house.pass(Duration::from_secs(120));
+    // Seconds, on its clock, while the new lane is built: nothing runs, so nothing stalls.
+    house.pass(GRACE + Duration::from_secs(9));
     assert!(house.models.worker_verdict().is_none());
     house.until("replaced", |house| house.healthy() == 1);
+}
+
+/// A session that is never built in place of a lost one is not waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_is_not_built_in_time_is_the_workers_end() {
+    let house = House::loaded(1);
+    house.script.build_ms.store(500, Ordering::SeqCst);
+    house.hang(DEAF);
+    house.pass(GRACE + ticks(1));
+    house.pass(Duration::from_secs(10) - ticks(1));
+    assert!(house.models.worker_verdict().is_none(), "a moment too early");
+    house.pass(ticks(3));
+    let verdict = house.models.worker_verdict().unwrap();
+    assert_eq!(verdict.decision.reason, Reason::LaneBuild);
+    assert_eq!(house.metric("balm_heal_actions_total", &["worker", "lane_build"]), 1.0);
+    house.until("built after all", |house| house.healthy() == 1);
 }
 
 // ===== the breaker =====

@@ -144,6 +144,8 @@ pub enum Trouble {
     },
     /// A version does harm that the one before did not.
     VersionHarmful,
+    /// The session of a lane that is to come is not built although its time is over.
+    LaneNotBuilt,
     /// Nothing gets done, in any lane.
     Stalled,
     /// The event loop of the data plane does not answer.
@@ -240,6 +242,7 @@ impl Ladder {
                 Decision::at_once(Rung::Version, Reason::VersionHarmful)
             }
             Trouble::VersionHarmful => self.replace_worker(Reason::VersionHarmful, now_ms, jitter),
+            Trouble::LaneNotBuilt => self.replace_worker(Reason::LaneBuild, now_ms, jitter),
             Trouble::Stalled => self.replace_worker(Reason::Stall, now_ms, jitter),
             Trouble::RuntimeWedged => self.replace_worker(Reason::RuntimeWedged, now_ms, jitter),
             Trouble::WorkerSilent => self.replace_worker(Reason::WorkerSilent, now_ms, jitter),

@@ -28,6 +28,11 @@ pub const GRACE_MIN_MS: u64 = 2_000;
 /// How many of the longest usual runs it has.
 const GRACE_RUNS: u64 = 4;
 
+/// The least time that a session has to be built again, milliseconds.
+const BUILD_MIN_MS: u64 = 10_000;
+/// How many of its first loads it has.
+const BUILD_LOADS: u64 = 3;
+
 /// A thread that was on a processor for more than this part of the time spins, per mille.
 const SPINNING_PERMILLE: u128 = 500;
 /// A thread that was on a processor for less than this part of the time is blocked, per mille.
@@ -63,6 +68,12 @@ impl TickClock {
 /// milliseconds. ONNX Runtime looks between nodes, so the longest node is what has to be waited for.
 pub fn grace_ms(run_p99_ms: u64) -> u64 {
     run_p99_ms.saturating_mul(GRACE_RUNS).max(GRACE_MIN_MS)
+}
+
+/// How long a session that comes in place of a lost one may take to be built, where its first load took `load_ms`: three times
+/// that, and no less than ten seconds; milliseconds.
+pub fn build_limit_ms(load_ms: u64) -> u64 {
+    load_ms.saturating_mul(BUILD_LOADS).max(BUILD_MIN_MS)
 }
 
 /// A run in progress, as the watchdog sees it. Times in milliseconds of a [`TickClock`].

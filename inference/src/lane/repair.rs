@@ -7,7 +7,7 @@
 use super::post::{Look, Post};
 use super::{Lanes, RESTARTS_MAX, RESTARTS_WINDOW_MS};
 use crate::predict::PredictError;
-use balm_probes::watchdog::{HungKind, LaneVerdict, grace_ms};
+use balm_probes::watchdog::{HungKind, LaneVerdict, build_limit_ms, grace_ms};
 use balm_probes::{Reason, Rung, Sighting, Trouble};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -44,7 +44,30 @@ impl Lanes {
                 LaneVerdict::Hung(kind) => self.hung(&post, &look, kind),
             }
         }
+        self.watch_builds(now_ms);
         watched
+    }
+
+    /// A session that is not built in its time is not waited for: another process may build it.
+    fn watch_builds(&self, now_ms: u64) {
+        let load_ms = u64::try_from(self.settings.load.as_millis()).unwrap_or(u64::MAX);
+        let limit_ms = build_limit_ms(load_ms);
+        let overdue: Vec<u32> = {
+            let mut builds = self.builds.lock();
+            let is_over = |(_, since): &mut (u32, Option<u64>)| {
+                now_ms.saturating_sub(*since.get_or_insert(now_ms)) >= limit_ms
+            };
+            builds.extract_if(.., is_over).map(|(index, _)| index).collect()
+        };
+        for index in overdue {
+            let subject = self.subject(index);
+            let reason = Reason::LaneBuild;
+            self.healing.see(Sighting { subject: subject.clone(), reason, after_ms: limit_ms });
+            let decision = self.healing.decide(Trouble::LaneNotBuilt);
+            self.healing.did(&subject, decision.rung, decision.reason);
+            self.healing.give_up(decision, subject);
+            (self.changed)();
+        }
     }
 
     /// What incidents about a lane are about.
@@ -136,9 +159,11 @@ impl Lanes {
     /// Builds a session on a new thread, which is then the lane.
     fn rebuild(self: &Arc<Self>, index: u32) {
         let lanes = Arc::clone(self);
+        self.builds.lock().push((index, None));
         let started = self.spawn(index, move || {
             let built = catch_unwind(AssertUnwindSafe(|| (lanes.rebuild)()))
                 .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
+            lanes.builds.lock().retain(|(other, _)| *other != index);
             match built {
                 Ok(session) => {
                     lanes.arrived(index, session.as_ref());
@@ -148,6 +173,7 @@ impl Lanes {
             }
         });
         if !started {
+            self.builds.lock().retain(|(other, _)| *other != index);
             self.lost(format!("lane {index} could not be started again"));
         }
     }

@@ -166,6 +166,7 @@ impl Candidate {
             LaneSettings {
                 version: version.number,
                 bytes: verified.bytes_read,
+                load: times.read + times.build + times.probe,
                 load_runs: times.probe,
                 wanted: u32::try_from(settings.lanes).unwrap_or(1),
                 queue_capacity: settings.max_queue,

@@ -28,6 +28,8 @@ pub enum Reason {
     ProviderBudget,
     /// A version did harm.
     VersionHarmful,
+    /// A session was not built in time.
+    LaneBuild,
     /// Nothing got done in any lane.
     Stall,
     /// The event loop did not answer.
@@ -50,7 +52,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 20] = [
         Reason::Deadline,
         Reason::HungSpinning,
         Reason::HungBlocked,
@@ -61,6 +63,7 @@ impl Reason {
         Reason::ProviderSticky,
         Reason::ProviderBudget,
         Reason::VersionHarmful,
+        Reason::LaneBuild,
         Reason::Stall,
         Reason::RuntimeWedged,
         Reason::LaneBudget,
@@ -94,6 +97,7 @@ impl Reason {
             Reason::ProviderSticky => "provider_sticky",
             Reason::ProviderBudget => "provider_budget",
             Reason::VersionHarmful => "version_harmful",
+            Reason::LaneBuild => "lane_build",
             Reason::Stall => "stall",
             Reason::RuntimeWedged => "runtime_wedged",
             Reason::LaneBudget => "lane_budget",
@@ -119,6 +123,7 @@ impl Reason {
             Reason::ProviderSticky => "the execution provider failed for good",
             Reason::ProviderBudget => "execution providers failed too often",
             Reason::VersionHarmful => "the version does harm",
+            Reason::LaneBuild => "a session was not built in three times the time of its load",
             Reason::Stall => "no run ended in any lane",
             Reason::RuntimeWedged => "the event loop did not answer",
             Reason::LaneBudget => "lanes hung too often",

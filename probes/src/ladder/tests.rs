@@ -22,6 +22,7 @@ fn each_trouble_has_its_rung() {
         (Trouble::ProviderFailed { sticky: true }, Rung::Worker, Reason::ProviderSticky),
         (Trouble::ProviderFailed { sticky: false }, Rung::Worker, Reason::ProviderBudget),
         (Trouble::VersionHarmful, Rung::Worker, Reason::VersionHarmful),
+        (Trouble::LaneNotBuilt, Rung::Worker, Reason::LaneBuild),
         (Trouble::Stalled, Rung::Worker, Reason::Stall),
         (Trouble::RuntimeWedged, Rung::Worker, Reason::RuntimeWedged),
         (Trouble::WorkerSilent, Rung::Worker, Reason::WorkerSilent),

@@ -33,6 +33,15 @@ fn the_grace_is_four_long_runs_and_two_seconds_at_least() {
 }
 
 #[test]
+fn a_build_has_three_loads_and_ten_seconds_at_least() {
+    let table =
+        [(0, 10_000), (3_333, 10_000), (3_334, 10_002), (60_000, 180_000), (u64::MAX, u64::MAX)];
+    for (load, limit) in table {
+        assert_eq!(build_limit_ms(load), limit, "{load}");
+    }
+}
+
+#[test]
 fn lanes_are_judged_at_their_bounds() {
     use HungKind::*;
     use LaneVerdict::*;
