@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help ort ort-gpu build serve test test-overload test-faults test-loom soak check bench models models-check models-large venv fmt clean distclean
+.PHONY: help ort ort-gpu build serve test test-overload test-faults test-loom soak mutants check bench models models-check models-large venv fmt clean distclean
 
 # A virtual environment holds what one requirements file pins. The stamp carries that file's digest, so an edit makes a
 # new environment and an unchanged file asks no registry.
@@ -77,6 +77,9 @@ soak: build models-large ## the scenarios at full length on MiniLM, with the bou
 
 test-loom: ## the gate of admission under every schedule of its threads
 	$(CARGO) test -p balm-inference --features loom --lib --locked admission::schedules
+
+mutants: ## judgement with one thing wrong at a time: each must fail a test (a quarter of an hour; wants cargo-mutants 27)
+	PROPTEST_CASES=64 $(CARGO) mutants -p balm-probes -j1 --timeout 20 --output $(TARGET_DIR)/mutants
 
 check: ## formatting, clippy and documentation, warnings as errors
 	$(CARGO) fmt --all --check

@@ -9,6 +9,7 @@
 //! bodies; and requests, as a last resort.
 
 mod backlog;
+mod breaker;
 mod class;
 mod clients;
 mod estimate;
@@ -22,6 +23,8 @@ pub use shed::{RETRY_AFTER_MAX_S, Shed, ShedReason};
 
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use backlog::Entry;
+use balm_probes::breaker::{BreakerResult, BreakerState, Pass};
+use breaker::BreakerGate;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -138,12 +141,13 @@ pub struct Gate {
 #[derive(Debug)]
 pub struct ModelGate {
     requests: Slots,
+    breaker: BreakerGate,
 }
 
 impl ModelGate {
     /// A door that lets `in_flight` requests be inside at once.
     pub fn new(in_flight: u64) -> Self {
-        ModelGate { requests: Slots::new(in_flight) }
+        ModelGate { requests: Slots::new(in_flight), breaker: BreakerGate::new() }
     }
 
     /// Changes the bound. Who is inside stays, also when there are more than the new bound.
@@ -154,6 +158,21 @@ impl ModelGate {
     /// Requests of this model that are inside.
     pub fn in_flight(&self) -> u64 {
         self.requests.taken()
+    }
+
+    /// What the breaker does.
+    pub fn breaker(&self) -> BreakerState {
+        self.breaker.state()
+    }
+
+    /// Whether the breaker wants a canary now; then [`ModelGate::canary`] is waited for. To be asked with each tick.
+    pub(crate) fn wants_canary(&self, now: Instant) -> bool {
+        self.breaker.wants_canary(now)
+    }
+
+    /// The canary that the breaker wanted came back.
+    pub(crate) fn canary(&self, result: BreakerResult, now: Instant) {
+        self.breaker.canary(result, now);
     }
 }
 
@@ -174,6 +193,32 @@ impl Gate {
     /// # Errors
     /// The first bound that is reached, and when to come again.
     pub fn admit(
+        self: &Arc<Self>,
+        model: &Arc<ModelGate>,
+        backlog: &Arc<Backlog>,
+        ask: &Ask,
+    ) -> Result<Permit, Shed> {
+        let pass = model
+            .breaker
+            .admit(ask.now)
+            .map_err(|wait| Shed::until(ShedReason::BreakerOpen, wait))?;
+        match self.enter(model, backlog, ask) {
+            Ok(mut permit) => {
+                permit.pass = Some(pass);
+                Ok(permit)
+            }
+            Err(reason) => {
+                model.breaker.ended(pass, BreakerResult::Neither);
+                Err(Shed::until(reason, backlog.wait(ask.class)))
+            }
+        }
+    }
+
+    /// The same for a canary, which the breaker does not hold up: it is what the breaker judges by.
+    ///
+    /// # Errors
+    /// The first bound that is reached, and when to come again.
+    pub(crate) fn admit_canary(
         self: &Arc<Self>,
         model: &Arc<ModelGate>,
         backlog: &Arc<Backlog>,
@@ -202,6 +247,7 @@ impl Gate {
         let mut permit = Permit {
             gate: Arc::clone(self),
             model: Arc::clone(model),
+            pass: None,
             backlog: Arc::clone(backlog),
             entry,
             bytes: 0,
@@ -256,6 +302,8 @@ impl Gate {
 pub struct Permit {
     gate: Arc<Gate>,
     model: Arc<ModelGate>,
+    /// Of the breaker, until that is told how the request ended.
+    pass: Option<Pass>,
     backlog: Arc<Backlog>,
     entry: Entry,
     bytes: u64,
@@ -307,6 +355,13 @@ impl Permit {
         self.backlog.learn(&self.entry, price, run, now);
     }
 
+    /// Tells the breaker of the model how the request ended.
+    pub(crate) fn ended(&mut self, result: BreakerResult) {
+        if let Some(pass) = self.pass.take() {
+            self.model.breaker.ended(pass, result);
+        }
+    }
+
     /// Bytes that this permit holds.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -315,6 +370,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.ended(BreakerResult::Neither);
         self.gate.bytes.give_back(self.bytes);
         if self.holds_server_slot {
             self.gate.requests.give_back(1);

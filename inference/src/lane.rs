@@ -3,22 +3,33 @@
 //! A panic inside a run is an answer to one request and a new lane: the thread ends, its session goes with it,
 //! and a replacement builds its own from verified bytes, within a budget.
 
+mod condition;
+mod longest;
+mod post;
+mod repair;
 mod run;
+mod thread_time;
 mod turnstile;
+
+pub(crate) use condition::Condition;
+pub(crate) use repair::Watched;
 
 use crate::adaptive::Ran;
 use crate::admission::{Backlog, Patience};
 use crate::batch::{CostTable, Padding};
 use crate::engine::Session;
+use crate::healing::Healing;
 use crate::metrics::VersionMetrics;
 use crate::predict::{Job, PredictError};
 use crate::queue::Queue;
 use crate::statistics::Statistics;
-use balm_probes::{ModelState, RepairBudget};
+use balm_probes::RepairBudget;
+use longest::Longest;
 use parking_lot::Mutex;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use post::Post;
+use run::Ran as RunEnded;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use turnstile::{Place, Turnstile};
@@ -45,6 +56,14 @@ pub(crate) type LanesChanged = dyn Fn() + Send + Sync;
 /// What bounds the queue of a version, and how requests share runs, where they do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LaneSettings {
+    /// Version that they serve.
+    pub(crate) version: u64,
+    /// What a session holds at the least: the files that it was built from, bytes.
+    pub(crate) bytes: u64,
+    /// How long the load took, from the first byte that was read.
+    pub(crate) load: Duration,
+    /// How long all its runs took.
+    pub(crate) load_runs: Duration,
     /// Lanes, none of which is there yet.
     pub(crate) wanted: u32,
     /// Requests that may wait.
@@ -57,41 +76,6 @@ pub(crate) struct LaneSettings {
     pub(crate) delay: Duration,
     /// Whether as many lanes run at once as turns out to be best, rather than all.
     pub(crate) adaptive: bool,
-}
-
-/// How the lanes of a version stand.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Condition {
-    /// As many as configured.
-    pub(crate) wanted: u32,
-    /// As many as would take a job now. A busy lane is healthy.
-    pub(crate) healthy: u32,
-    /// As many as are being built, for the first time or in place of a dead one.
-    pub(crate) coming: u32,
-    /// Why a lane does not run where it was asked to.
-    pub(crate) degraded: Option<String>,
-    /// The latest trouble with a lane, until all are healthy again.
-    pub(crate) trouble: Option<String>,
-}
-
-impl Condition {
-    /// The state of a version that serves by these lanes, and why. Lanes that are coming for the first time are no lack.
-    pub(crate) fn verdict(&self) -> (ModelState, Option<String>) {
-        if self.is_hopeless() {
-            return (ModelState::Failed, self.trouble.clone());
-        }
-        if self.degraded.is_some() {
-            return (ModelState::Degraded, self.degraded.clone());
-        }
-        if self.healthy + self.coming < self.wanted {
-            return (ModelState::Degraded, self.trouble.clone());
-        }
-        (ModelState::Ready, self.trouble.clone())
-    }
-
-    fn is_hopeless(&self) -> bool {
-        self.healthy == 0 && self.coming == 0
-    }
 }
 
 /// What the lanes of one version share.
@@ -117,6 +101,14 @@ pub(crate) struct Lanes {
     rebuild: Box<Rebuild>,
     changed: Box<LanesChanged>,
     budget: Mutex<RepairBudget>,
+    healing: Arc<Healing>,
+    /// The lanes whose threads are there and were not abandoned.
+    posts: Mutex<Vec<Arc<Post>>>,
+    /// Lanes that are built in place of lost ones, and since when, on the watchdog's clock, milliseconds; none before it looked.
+    builds: Mutex<Vec<(u32, Option<u64>)>>,
+    /// Runs that have returned.
+    ended: AtomicU64,
+    longest: Longest,
     born: Instant,
 }
 
@@ -129,6 +121,7 @@ impl Lanes {
         metrics: VersionMetrics,
         rebuild: Box<Rebuild>,
         changed: Box<LanesChanged>,
+        healing: Arc<Healing>,
     ) -> Self {
         Lanes {
             label,
@@ -152,6 +145,11 @@ impl Lanes {
             rebuild,
             changed,
             budget: Mutex::new(RepairBudget::new(RESTARTS_MAX, RESTARTS_WINDOW_MS)),
+            healing,
+            posts: Mutex::default(),
+            builds: Mutex::default(),
+            ended: AtomicU64::new(0),
+            longest: Longest::of(settings.load_runs),
             born: Instant::now(),
         }
     }
@@ -211,10 +209,16 @@ impl Lanes {
         self.condition.lock().clone()
     }
 
+    /// Nothing that they answer is to be trusted, for this reason; or it is again.
+    pub(crate) fn suspect(&self, why: Option<String>) {
+        self.condition.lock().suspect = why;
+        (self.changed)();
+    }
+
     /// A lane that was coming is there: starts its thread. False when that could not be started; then it is lost.
     pub(crate) fn join(self: &Arc<Self>, index: u32, session: Box<dyn Session>) -> bool {
         // Counted before the thread runs: the version is called ready on the strength of it.
-        self.arrived(session.as_ref());
+        self.arrived(index, session.as_ref());
         let lanes = Arc::clone(self);
         let started = self.spawn(index, move || lanes.serve(index, session));
         if !started {
@@ -228,7 +232,7 @@ impl Lanes {
         started
     }
 
-    fn arrived(&self, session: &dyn Session) {
+    fn arrived(&self, index: u32, session: &dyn Session) {
         {
             let mut condition = self.condition.lock();
             condition.coming -= 1;
@@ -241,24 +245,7 @@ impl Lanes {
             }
             self.backlog.set_lanes(condition.healthy.min(self.running_max()));
         }
-        (self.changed)();
-    }
-
-    /// A lane that was coming will not come. With the last one, whoever waits is answered and nobody else is taken.
-    pub(crate) fn lost(&self, reason: String) {
-        tracing::error!(model = %self.label, reason, "lane lost");
-        let hopeless = {
-            let mut condition = self.condition.lock();
-            condition.coming -= 1;
-            condition.trouble = Some(reason);
-            condition.is_hopeless()
-        };
-        if hopeless {
-            self.close();
-            for job in self.queue.close_and_drain() {
-                job.answer(Err(PredictError::LaneLost));
-            }
-        }
+        self.healing.healed(&self.subject(index));
         (self.changed)();
     }
 
@@ -279,6 +266,9 @@ impl Lanes {
         // Where it is not allowed, everything works as well, only less so under load.
         let _ = rustix::process::setpriority_process(None, LANE_NICENESS);
         let canceller = session.canceller();
+        let post = Arc::new(Post::new(index));
+        post.enter();
+        self.posts.lock().push(Arc::clone(&post));
         let mut queue = self.queue.reader();
         let mut batch = Vec::new();
         let rows_max = |first: &Job| self.rows_max(first);
@@ -299,16 +289,33 @@ impl Lanes {
                 queue.linger(&mut batch, rows_max, end);
             }
             let turn = place.as_ref().map(Place::turn);
-            let culprit = self.run(session.as_mut(), &canceller, &mut batch);
-            drop(turn);
-            if let Some(culprit) = culprit {
-                drop((queue, place));
-                self.replace(index);
-                // Only now: who asks again on hearing this must find the lanes as they are.
-                culprit.answer(Err(PredictError::LaneLost));
-                return;
+            match self.run(session.as_mut(), &canceller, &post, &mut batch) {
+                RunEnded::Answered => drop(turn),
+                RunEnded::Panicked(culprit) => {
+                    drop((turn, queue, place));
+                    self.posts.lock().retain(|other| !Arc::ptr_eq(other, &post));
+                    self.panicked(index);
+                    if let Some(culprit) = culprit {
+                        // Only now: who asks again on hearing this must find the lanes as they are.
+                        culprit.answer(Err(PredictError::LaneLost));
+                    }
+                    return;
+                }
+                RunEnded::Abandoned => {
+                    // Whoever abandoned this lane has given back what it held.
+                    queue.was_lost();
+                    if let Some(place) = place.as_mut() {
+                        place.was_lost();
+                    }
+                    if let Some(turn) = turn {
+                        turn.was_lost();
+                    }
+                    tracing::warn!(model = %self.label, lane = index, "an abandoned lane came back and ends");
+                    return;
+                }
             }
         }
+        self.posts.lock().retain(|other| !Arc::ptr_eq(other, &post));
         self.condition.lock().healthy -= 1;
     }
 
@@ -323,72 +330,6 @@ impl Lanes {
             self.costs.rows_max(first.shape, self.settings.rows_max, longest)
         } else {
             self.settings.rows_max
-        }
-    }
-
-    /// A panic may have left the session in any state, so thread and session go, and a new pair comes.
-    fn replace(self: &Arc<Self>, index: u32) {
-        self.metrics.lane_restarts.inc();
-        {
-            let mut condition = self.condition.lock();
-            condition.healthy -= 1;
-            condition.coming += 1;
-            self.backlog.set_lanes(condition.healthy.min(self.running_max()));
-            condition.trouble = Some(format!("lane {index} panicked and is being replaced"));
-        }
-        if self.queue.is_closed() {
-            // Its version was replaced or unloaded; nobody waits for this lane.
-            return;
-        }
-        (self.changed)();
-        let now_ms = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if !self.budget.lock().try_spend(now_ms) {
-            self.lost(format!(
-                "lane {index} died more than {RESTARTS_MAX} times in {} s and is not replaced again",
-                RESTARTS_WINDOW_MS / 1_000
-            ));
-            return;
-        }
-        tracing::error!(model = %self.label, lane = index, "lane panicked, replacing it");
-        let lanes = Arc::clone(self);
-        let started = self.spawn(index, move || {
-            let built = catch_unwind(AssertUnwindSafe(|| (lanes.rebuild)()))
-                .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
-            match built {
-                Ok(session) => {
-                    lanes.arrived(session.as_ref());
-                    lanes.serve(index, session);
-                }
-                Err(reason) => lanes.lost(format!("lane {index} could not be built: {reason}")),
-            }
-        });
-        if !started {
-            self.lost(format!("lane {index} could not be started again"));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_verdict_follows_the_lanes() {
-        let degraded = Some("on the cpu".to_owned());
-        let table = [
-            // wanted, healthy, coming, degraded → state
-            ((2, 2, 0, None), ModelState::Ready),
-            ((2, 1, 1, None), ModelState::Ready),
-            ((2, 0, 1, None), ModelState::Degraded),
-            ((2, 1, 0, None), ModelState::Degraded),
-            ((2, 0, 0, None), ModelState::Failed),
-            ((1, 0, 1, None), ModelState::Ready),
-            ((2, 2, 0, degraded.clone()), ModelState::Degraded),
-            ((2, 0, 0, degraded), ModelState::Failed),
-        ];
-        for ((wanted, healthy, coming, degraded), state) in table {
-            let condition = Condition { wanted, healthy, coming, degraded, trouble: None };
-            assert_eq!(condition.verdict().0, state, "{condition:?}");
         }
     }
 }

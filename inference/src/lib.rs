@@ -13,6 +13,7 @@ pub mod datatype;
 pub mod effective;
 pub mod engine;
 pub mod golden;
+pub mod healing;
 pub mod integrity;
 mod lane;
 pub mod metrics;

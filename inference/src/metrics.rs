@@ -73,6 +73,8 @@ pub struct Metrics {
     batch_rows: HistogramVec,
     shed: IntCounterVec,
     lane_restarts: IntCounterVec,
+    canaries: IntCounterVec,
+    breaker: IntGaugeVec,
     load_seconds: GaugeVec,
     loads: IntCounterVec,
     integrity: IntCounterVec,
@@ -87,12 +89,16 @@ pub struct Metrics {
     in_flight_total: IntGauge,
     in_flight_bytes: IntGauge,
     provider: IntGaugeVec,
+    heal: HealMetrics,
     /// `None` when nobody asked for Triton's names.
     triton: Option<triton::TritonMetrics>,
 }
 
+mod heal;
 mod observe;
 mod triton;
+
+pub(crate) use heal::{CanaryResult, HealMetrics};
 
 /// What one model version counts while it serves.
 #[derive(Clone, Debug)]
@@ -108,12 +114,18 @@ pub struct VersionMetrics {
     pub batch_rows: Histogram,
     /// Lanes that died by a panic and were replaced.
     pub lane_restarts: IntCounter,
+    canaries: [IntCounter; CanaryResult::ALL.len()],
 }
 
 impl VersionMetrics {
     /// Counts one request.
     pub fn count(&self, outcome: Outcome) {
         self.outcomes[outcome as usize].inc();
+    }
+
+    /// Counts one canary.
+    pub(crate) fn canary(&self, result: CanaryResult) {
+        self.canaries[result as usize].inc();
     }
 }
 
@@ -155,6 +167,16 @@ impl Metrics {
                 "balm_lane_restarts_total",
                 "Lanes that died by a panic.",
                 &["model", "version"],
+            )?,
+            canaries: counters(
+                "balm_canaries_total",
+                "Requests of the watchdog's own, sent where there was no success for 30 s or a breaker wants to know, by how they came back.",
+                &["model", "version", "result"],
+            )?,
+            breaker: gauges(
+                "balm_breaker_state",
+                "1 for what the breaker of a model does, 0 for the others.",
+                &["model", "state"],
             )?,
             load_seconds: GaugeVec::new(
                 Opts::new(
@@ -230,6 +252,7 @@ impl Metrics {
                 "1 for each execution provider that really runs a model version; degraded says that it is not the one asked for.",
                 &["model", "version", "provider", "degraded"],
             )?,
+            heal: HealMetrics::new()?,
             triton: triton_names.then(|| triton::TritonMetrics::register(registry)).transpose()?,
         };
         for family in metrics.families() {
@@ -239,7 +262,7 @@ impl Metrics {
     }
 
     fn families(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
-        vec![
+        let families: Vec<Box<dyn prometheus::core::Collector>> = vec![
             Box::new(self.requests.clone()),
             Box::new(self.total_seconds.clone()),
             Box::new(self.queue_seconds.clone()),
@@ -247,6 +270,8 @@ impl Metrics {
             Box::new(self.batch_rows.clone()),
             Box::new(self.shed.clone()),
             Box::new(self.lane_restarts.clone()),
+            Box::new(self.canaries.clone()),
+            Box::new(self.breaker.clone()),
             Box::new(self.load_seconds.clone()),
             Box::new(self.loads.clone()),
             Box::new(self.integrity.clone()),
@@ -261,7 +286,13 @@ impl Metrics {
             Box::new(self.in_flight_total.clone()),
             Box::new(self.in_flight_bytes.clone()),
             Box::new(self.provider.clone()),
-        ]
+        ];
+        families.into_iter().chain(self.heal.families()).collect()
+    }
+
+    /// What is counted of repairs.
+    pub(crate) fn heal(&self) -> &HealMetrics {
+        &self.heal
     }
 
     /// The children of one model version.
@@ -277,6 +308,9 @@ impl Metrics {
             run_seconds: self.run_seconds.with_label_values(&labels),
             batch_rows: self.batch_rows.with_label_values(&labels),
             lane_restarts: self.lane_restarts.with_label_values(&labels),
+            canaries: CanaryResult::ALL.map(|result| {
+                self.canaries.with_label_values(&[model, version.as_str(), result.as_str()])
+            }),
         }
     }
 
@@ -347,6 +381,9 @@ mod tests {
         }
         for (index, reason) in ShedReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
+        }
+        for (index, result) in CanaryResult::ALL.into_iter().enumerate() {
+            assert_eq!(result as usize, index);
         }
     }
 

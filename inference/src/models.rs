@@ -4,24 +4,30 @@
 //! other; loads of different models do not. A version that fails is refused with its own reason, and nothing else
 //! changes: the version that served before goes on, and so do all other models.
 
+mod canary;
 mod candidate;
+mod heal;
 mod load;
 mod observe;
 mod probe;
 mod proof;
 mod sharing;
 
+pub(crate) use canary::CanaryWatch;
+
 use crate::admission::{Gate, ModelGate};
 use crate::clip::clipped;
 use crate::effective::ModelDefaults;
 use crate::engine::Engine;
+use crate::healing::Healing;
 use crate::integrity::Policy;
 use crate::metrics::{Metrics, ShedCounters};
 use crate::predict::PredictError;
 use crate::repository::{Repository, parse_version};
 use crate::version::{Serving, Version, unix_ms};
 use arc_swap::{ArcSwap, ArcSwapOption};
-use balm_probes::{HealthReport, ModelReport, ServerPhase};
+use balm_probes::breaker::BreakerState;
+use balm_probes::{HealthReport, Incident, ModelReport, ServerPhase};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use std::collections::{BTreeMap, HashMap};
@@ -51,6 +57,7 @@ struct Inner {
     options: ModelsOptions,
     gate: Arc<Gate>,
     metrics: Metrics,
+    healing: Arc<Healing>,
     table: ArcSwap<HashMap<String, Arc<Model>>>,
     /// Held while the table or the report is rebuilt, so that no change is lost between two writers.
     changing: Mutex<Server>,
@@ -83,6 +90,8 @@ pub struct Model {
     current: ArcSwapOption<Serving>,
     /// One load or unload of this model at a time.
     control: Mutex<()>,
+    /// What the breaker did when it was last looked at.
+    breaker: Mutex<BreakerState>,
 }
 
 /// A load or unload that was asked for and did not happen.
@@ -116,13 +125,15 @@ impl Models {
     ) -> Self {
         let server =
             Server { phase: ServerPhase::Starting, since_ms: unix_ms(), details: BTreeMap::new() };
-        let report = ArcSwap::from_pointee(report_of(&server, &HashMap::new()));
+        let report = ArcSwap::from_pointee(report_of(&server, &HashMap::new(), Vec::new()));
+        let healing = Arc::new(Healing::new(metrics.heal().clone()));
         Models(Arc::new(Inner {
             engine,
             repository,
             options,
             gate,
             metrics,
+            healing,
             table: ArcSwap::default(),
             changing: Mutex::new(server),
             report,
@@ -203,7 +214,8 @@ impl Inner {
     }
 
     fn publish(&self, server: &Server) {
-        let report = Arc::new(report_of(server, &self.table.load()));
+        let incidents = self.healing.incidents();
+        let report = Arc::new(report_of(server, &self.table.load(), incidents));
         self.report.store(Arc::clone(&report));
         if let Some(listener) = self.listener.get() {
             listener(&report);
@@ -227,6 +239,7 @@ impl Inner {
             versions: ArcSwap::default(),
             current: ArcSwapOption::empty(),
             control: Mutex::new(()),
+            breaker: Mutex::new(BreakerState::Accepting),
         });
         let mut next = HashMap::clone(&table);
         next.insert(name.to_owned(), Arc::clone(&model));
@@ -318,7 +331,11 @@ impl Model {
     }
 }
 
-fn report_of(server: &Server, table: &HashMap<String, Arc<Model>>) -> HealthReport {
+fn report_of(
+    server: &Server,
+    table: &HashMap<String, Arc<Model>>,
+    incidents: Vec<Incident>,
+) -> HealthReport {
     let mut models: Vec<ModelReport> = table.values().map(|model| model.report()).collect();
     models.sort_by(|a, b| a.name.cmp(&b.name));
     HealthReport {
@@ -326,6 +343,7 @@ fn report_of(server: &Server, table: &HashMap<String, Arc<Model>>) -> HealthRepo
         since_ms: server.since_ms,
         at_ms: unix_ms(),
         models,
+        incidents,
         details: server.details.clone(),
     }
 }

@@ -9,10 +9,11 @@ use crate::lane::Lanes;
 use crate::queue::Entry;
 use crate::statistics::Timing;
 use crate::tensor::Tensor;
+use balm_probes::breaker::BreakerResult;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::sleep_until;
 
 /// Outputs of one request.
@@ -193,7 +194,12 @@ impl Job {
     }
 
     /// Ends the job: its place becomes free, then its client hears.
-    pub(crate) fn answer(self, answer: Result<Prediction, PredictError>) {
+    pub(crate) fn answer(mut self, answer: Result<Prediction, PredictError>) {
+        self.permit.ended(match &answer {
+            Ok(_) => BreakerResult::Answered,
+            Err(PredictError::Runtime(_) | PredictError::LaneLost) => BreakerResult::Failed,
+            Err(_) => BreakerResult::Neither,
+        });
         drop(self.permit);
         // A client that left does not hear; nothing else hangs on the answer.
         let _ = self.answer.send(answer);
@@ -213,6 +219,17 @@ pub struct Pending {
 }
 
 impl Pending {
+    /// The answer, if it has come, for who looks every so often and keeps the deadline itself.
+    pub(crate) fn poll(&mut self) -> Option<Result<Prediction, PredictError>> {
+        // Nobody else is going to wake a lane for it.
+        self.lanes.queue.nudge();
+        match self.answer.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Closed) => Some(Err(PredictError::LaneLost)),
+        }
+    }
+
     /// The outputs, or the reason why not, no later than the deadline.
     ///
     /// # Errors

@@ -198,6 +198,16 @@ impl<T: Entry> Queue<T> {
 }
 
 impl<T> Queue<T> {
+    /// A reader that took an entry does not come back: what nobody was woken for, because it was to take it, is another's now.
+    /// Should it come back after all, it says so by [`Reader::was_lost`].
+    pub(crate) fn reader_lost(&self) {
+        {
+            let mut state = self.state.lock();
+            state.busy = state.busy.saturating_sub(1);
+        }
+        self.nudge();
+    }
+
     /// Wakes a lane if entries wait and one sleeps.
     pub(crate) fn nudge(&self) {
         let wake = {
@@ -337,6 +347,11 @@ impl<T: Entry> Reader<'_, T> {
 }
 
 impl<T> Reader<'_, T> {
+    /// This reader was given up, and is counted no more: see [`Queue::reader_lost`].
+    pub(crate) fn was_lost(&mut self) {
+        self.busy = false;
+    }
+
     /// This lane does not come back soon: what nobody was woken for, because it was to take it, is another's now.
     pub(crate) fn leave(&mut self) {
         if std::mem::take(&mut self.busy) {

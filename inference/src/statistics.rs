@@ -137,6 +137,11 @@ impl Statistics {
         self.fail.add(total);
     }
 
+    /// Requests that were answered with outputs.
+    pub(crate) fn answered(&self) -> u64 {
+        self.success.count.load(Ordering::Relaxed)
+    }
+
     /// The totals now.
     pub fn read(&self) -> StatisticsReading {
         StatisticsReading {

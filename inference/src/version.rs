@@ -8,6 +8,7 @@ use crate::effective::EffectiveSettings;
 use crate::engine::Placement;
 use crate::lane::Lanes;
 use crate::metrics::VersionMetrics;
+use crate::models::CanaryWatch;
 use crate::predict::{Deadline, Job, Pending, PredictError};
 use crate::queue::Refused;
 use crate::statistics::{Statistics, StatisticsReading};
@@ -137,6 +138,7 @@ pub struct Serving {
     /// The settings in force: model.toml over the server's defaults.
     pub settings: EffectiveSettings,
     pub(crate) lanes: Arc<Lanes>,
+    pub(crate) canary: Mutex<CanaryWatch>,
 }
 
 /// The queue closes when nobody can put anything into it any more: not when a successor takes over, because requests that
@@ -264,15 +266,20 @@ impl Serving {
         Statistics::read(&self.lanes.statistics)
     }
 
+    /// Requests that were answered with outputs since the load.
+    pub(crate) fn answered(&self) -> u64 {
+        self.lanes.statistics.answered()
+    }
+
     /// Requests that wait for a lane.
     pub fn queue_depth(&self) -> usize {
         self.lanes.queue.len()
     }
 
-    /// Lanes, wanted and healthy.
+    /// Lanes, wanted and healthy. Those that answer wrongly are not healthy.
     pub fn lane_counts(&self) -> LaneCounts {
         let condition = self.lanes.condition();
-        LaneCounts { wanted: condition.wanted, healthy: condition.healthy }
+        LaneCounts { wanted: condition.wanted, healthy: condition.trusted() }
     }
 
     /// Runs that may be in progress at once: as many as lanes, or as turned out to be best.

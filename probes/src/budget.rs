@@ -55,6 +55,7 @@ mod tests {
         assert!(budget.try_spend(1_000), "the first has aged");
         assert!(!budget.try_spend(1_009));
         assert!(budget.try_spend(1_010));
+        assert_eq!((budget.spent(1_010), budget.spent(1_999), budget.spent(2_000)), (2, 2, 1));
         assert!(!RepairBudget::new(0, 1).try_spend(5));
     }
 

@@ -3,14 +3,22 @@
 //! One [`report::HealthReport`] is the only thing that probes, `/status`, metrics and the log judge by, so
 //! they cannot contradict each other. Overload is no input to any of it: a server that sheds is healthy.
 
+pub mod breaker;
 pub mod budget;
+pub mod incident;
+pub mod ladder;
 pub mod liveness;
+pub mod poison;
 pub mod readiness;
 pub mod report;
 pub mod respawn;
+pub mod slope;
 pub mod state;
+pub mod watchdog;
 
 pub use budget::RepairBudget;
+pub use incident::{Incident, Incidents, Sighting};
+pub use ladder::{Decision, Ladder, Reason, Rung, Trouble};
 pub use liveness::{Liveness, Startup, liveness, startup};
 pub use readiness::{Readiness, ReadinessPolicy, model_ready, readiness};
 pub use report::{HealthReport, LaneCounts, ModelReport, ServerPhase, VersionReport};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::incident::Incident;
 use crate::state::ModelState;
 
 /// Phase of the whole server.
@@ -35,6 +36,9 @@ pub struct HealthReport {
     pub at_ms: u64,
     /// Models by name, each with its versions.
     pub models: Vec<ModelReport>,
+    /// What went wrong lately, and what was done about it; the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incidents: Vec<Incident>,
     /// Further facts for people: version of the program, of ONNX Runtime, limits. No verdict reads them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub details: BTreeMap<String, String>,
@@ -201,6 +205,7 @@ mod tests {
                 declared: true,
                 versions: vec![version],
             }],
+            incidents: Vec::new(),
             details: BTreeMap::new(),
         };
         let json = serde_json::to_value(&report).unwrap();
@@ -217,6 +222,15 @@ mod tests {
             })
         );
         assert_eq!(serde_json::from_value::<HealthReport>(json).unwrap(), report);
+    }
+
+    #[test]
+    fn phases_are_called_what_they_are_written_as() {
+        use ServerPhase::*;
+        for phase in [Starting, Running, Draining, Stopped] {
+            let json = serde_json::to_string(&phase).unwrap();
+            assert_eq!(json, format!("\"{}\"", phase.as_str()));
+        }
     }
 
     #[test]

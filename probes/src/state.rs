@@ -211,6 +211,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<ModelState>(&json).unwrap(), state);
             let index_json = serde_json::to_string(&state.index_state()).unwrap();
             assert_eq!(index_json, format!("\"{}\"", state.index_state().as_str()));
+            assert_eq!(index_json, format!("\"{}\"", state.index_state()));
         }
         for number in 11..=u8::MAX {
             assert_eq!(ModelState::from_u8(number), None);

@@ -8,6 +8,7 @@ use crate::banner;
 use crate::config::Config;
 use crate::ending::{Ending, Endings, Told};
 use crate::exit::Exit;
+use crate::healing;
 use crate::health::Health;
 use crate::host::Host;
 use crate::http::{self, BodyPace, Bound, HttpMetrics, ListenError, Listening, Sockets};
@@ -255,9 +256,15 @@ impl App {
         let loader = Loader::start(&core.models)?;
         let memory = config.admission.memory_limit_bytes;
         if let Some(limit) = MemoryLimit::find(memory, host.memory_bytes.as_ref()) {
+            core.models.set_memory_limit(limit.bytes());
             limit.watch(core.models.gate()).map_err(AppError::Thread)?;
         }
         register_threads(&core.registry, host, config.http.threads)?;
+        let worker = match &front {
+            Front::Management(_) => None,
+            Front::Supervisor(worker) => Some(Arc::clone(worker)),
+        };
+        healing::start(core.models.clone(), &pulse, worker).map_err(AppError::Thread)?;
         let engine = core.started()?;
         describe(&core.models, engine);
         Ok(App { config, core, runtime, bound, front, health, pulse, loader })

@@ -3,7 +3,7 @@
 use crate::management::{ManagementSource, ProbeAnswer};
 use crate::pulse::Pulse;
 use balm_inference::models::Models;
-use balm_probes::{Readiness, ReadinessPolicy, readiness, startup};
+use balm_probes::{Liveness, Readiness, ReadinessPolicy, readiness, startup};
 use parking_lot::Mutex;
 use prometheus::{Encoder, Registry, TextEncoder};
 use serde::Serialize;
@@ -74,6 +74,10 @@ impl ManagementSource for Health {
     }
 
     fn live(&self) -> ProbeAnswer {
+        // Here nobody can replace the worker but whoever started the process.
+        if let Some(verdict) = self.models.worker_verdict() {
+            return ProbeAnswer::live(&Liveness { live: false, reason: Some(verdict.sentence()) });
+        }
         ProbeAnswer::live(&self.pulse.verdict())
     }
 

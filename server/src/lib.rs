@@ -8,6 +8,7 @@ pub mod commands;
 pub mod config;
 pub mod ending;
 pub mod exit;
+pub mod healing;
 pub mod health;
 pub mod host;
 pub mod http;

@@ -51,6 +51,11 @@ impl MemoryLimit {
         Some(MemoryLimit { bytes: memory.value, usage })
     }
 
+    /// What usage may come to, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// What is used now, bytes; `None` when it cannot be read.
     fn used(&self, read: &dyn Fn(&str) -> Option<String>) -> Option<u64> {
         match &self.usage {

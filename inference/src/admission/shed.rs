@@ -27,11 +27,13 @@ pub enum ShedReason {
     Overdue,
     /// The memory of the container is nearly used up.
     Memory,
+    /// Most of what the model answered lately were errors of the server's own.
+    BreakerOpen,
 }
 
 impl ShedReason {
     /// Every reason, for metrics that are there before the first event.
-    pub const ALL: [ShedReason; 10] = [
+    pub const ALL: [ShedReason; 11] = [
         ShedReason::ModelInFlight,
         ShedReason::ServerInFlight,
         ShedReason::Bytes,
@@ -42,6 +44,7 @@ impl ShedReason {
         ShedReason::Infeasible,
         ShedReason::Overdue,
         ShedReason::Memory,
+        ShedReason::BreakerOpen,
     ];
 
     /// Label value.
@@ -57,6 +60,7 @@ impl ShedReason {
             ShedReason::Infeasible => "infeasible",
             ShedReason::Overdue => "overdue",
             ShedReason::Memory => "memory",
+            ShedReason::BreakerOpen => "breaker_open",
         }
     }
 
@@ -81,6 +85,9 @@ impl ShedReason {
             ShedReason::Infeasible => "its deadline would be over before its answer",
             ShedReason::Overdue => "it has waited longer than a request may wait",
             ShedReason::Memory => "the server's memory is nearly used up",
+            ShedReason::BreakerOpen => {
+                "most of what the model answered lately were errors of the server; it is tried again soon"
+            }
         }
     }
 }

@@ -4,7 +4,8 @@
 //! with it, so the others of its run go back to the queue, to run alone in another.
 
 use super::Lanes;
-use crate::adaptive::Ran;
+use super::post::Post;
+use crate::adaptive;
 use crate::admission::{Shed, ShedReason};
 use crate::batch::{self, Shape};
 use crate::cancel::SharedCancel;
@@ -13,11 +14,23 @@ use crate::predict::{Job, PredictError, Prediction};
 use crate::statistics::Timing;
 use crate::tensor::Tensor;
 use crate::version::unix_ms;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// What became of a run.
+/// What became of the run of a lane.
+pub(super) enum Ran {
+    /// The jobs have their answers.
+    Answered,
+    /// The session must not be used again. If one job alone is to blame, here it is, to be answered when the lane is replaced.
+    Panicked(Option<Box<Job>>),
+    /// The lane was given up while it ran: nothing is its own any more.
+    Abandoned,
+}
+
+/// What became of one run.
 enum Ended {
     /// The jobs have their answers.
     Answered,
@@ -25,40 +38,44 @@ enum Ended {
     TryAlone,
     /// The session must not be used again.
     Panicked,
+    /// The lane was given up.
+    Abandoned,
 }
 
 impl Lanes {
     /// Runs the jobs of `batch`, together if they are several, and answers them. Empties `batch`.
-    ///
-    /// After a panic the session is lost. If one job alone is to blame, it comes back, to be answered when the lane is replaced.
     pub(super) fn run(
         &self,
         session: &mut dyn Session,
         canceller: &Arc<dyn Cancel>,
+        post: &Post,
         batch: &mut Vec<Job>,
-    ) -> Option<Job> {
-        match self.run_together(session, canceller, batch) {
-            Ended::Answered => None,
-            Ended::Panicked => self.after_panic(batch),
-            Ended::TryAlone => {
-                let mut alone = Vec::with_capacity(1);
-                let mut jobs = batch.drain(..);
-                while let Some(job) = jobs.next() {
-                    alone.push(job);
-                    if let Ended::Panicked = self.run_together(session, canceller, &mut alone) {
-                        self.queue.put_back(jobs);
-                        return self.after_panic(&mut alone);
-                    }
+    ) -> Ran {
+        match self.run_together(session, canceller, post, batch) {
+            Ended::Answered => return Ran::Answered,
+            Ended::Panicked => return Ran::Panicked(self.after_panic(batch)),
+            Ended::Abandoned => return Ran::Abandoned,
+            Ended::TryAlone => {}
+        }
+        post.put_by(batch.drain(..));
+        while let Some(job) = post.next() {
+            batch.push(job);
+            match self.run_together(session, canceller, post, batch) {
+                Ended::Answered | Ended::TryAlone => {}
+                Ended::Panicked => {
+                    self.queue.put_back(post.left().into_iter());
+                    return Ran::Panicked(self.after_panic(batch));
                 }
-                None
+                Ended::Abandoned => return Ran::Abandoned,
             }
         }
+        Ran::Answered
     }
 
     /// The one job of a run that panicked; of several none is known to be guilty, so all wait again.
-    fn after_panic(&self, batch: &mut Vec<Job>) -> Option<Job> {
+    fn after_panic(&self, batch: &mut Vec<Job>) -> Option<Box<Job>> {
         if batch.len() == 1 {
-            return batch.pop();
+            return batch.pop().map(Box::new);
         }
         let innocent = batch.drain(..).filter(|job| job.token.again());
         let mut alone: Vec<Job> = innocent.collect();
@@ -73,6 +90,7 @@ impl Lanes {
         &self,
         session: &mut dyn Session,
         canceller: &Arc<dyn Cancel>,
+        post: &Post,
         batch: &mut Vec<Job>,
     ) -> Ended {
         let begun = Instant::now();
@@ -80,12 +98,22 @@ impl Lanes {
         self.drop_the_overdue(batch, begun);
         session.rearm();
         self.begin(batch, canceller);
-        let Some(first) = batch.first() else { return Ended::Answered };
-        let joined = (batch.len() > 1).then(|| joined(first, batch));
-        let inputs = joined.as_deref().unwrap_or(&first.inputs);
-        let result = catch_unwind(AssertUnwindSafe(|| session.run(inputs, &first.outputs)));
+        let joined = (batch.len() > 1).then(|| joined(&batch[0], batch));
+        let Some(first) = batch.first_mut() else { return Ended::Answered };
+        // What the run reads stays with this thread; who it is for goes where the watchdog can take it.
+        let inputs = joined.unwrap_or_else(|| mem::take(&mut first.inputs));
+        let outputs = mem::take(&mut first.outputs);
+        post.begin(batch);
+        let result = catch_unwind(AssertUnwindSafe(|| session.run(&inputs, &outputs)));
+        if !post.end(batch) {
+            return Ended::Abandoned;
+        }
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        if let Some(first) = batch.first_mut() {
+            first.outputs = outputs;
+        }
         let failed = match result {
-            Ok(Ok(output)) => match self.answer_all(batch, begun, output, joined.as_deref()) {
+            Ok(Ok(output)) => match self.answer_all(batch, begun, output, &inputs) {
                 Ok(()) => return Ended::Answered,
                 Err(error) => error,
             },
@@ -109,6 +137,9 @@ impl Lanes {
             job.token.finish();
             self.statistics.failed(job.queued_at.elapsed());
             self.metrics.queue_seconds.observe((begun - job.queued_at).as_secs_f64());
+            if failed == RunError::Terminated && Instant::now() >= job.deadline.at {
+                self.healing.cancelled();
+            }
             let error = run_error(failed.clone(), &job);
             job.answer(Err(error));
         }
@@ -189,20 +220,21 @@ impl Lanes {
         batch: &mut Vec<Job>,
         begun: Instant,
         output: RunOutput,
-        joined: Option<&[Tensor]>,
+        inputs: &[Tensor],
     ) -> Result<(), RunError> {
         let rows: Vec<usize> = batch.iter().map(|job| job.rows).collect();
         let total_rows: usize = rows.iter().sum();
-        let parts = match joined {
-            None => vec![output.outputs],
-            Some(joined) => self.parts(batch, &rows, joined, &output.outputs)?,
+        let alone = batch.len() == 1;
+        let parts = if alone {
+            vec![output.outputs]
+        } else {
+            self.parts(batch, &rows, inputs, &output.outputs)?
         };
         let run = output.input_time + output.infer_time + output.output_time;
         if let Some(first) = batch.first() {
-            let shape = joined.map_or(first.shape, |inputs| Shape::of(inputs, total_rows));
+            let shape = if alone { first.shape } else { Shape::of(inputs, total_rows) };
             self.costs.learn(shape, total_rows, run);
-            let inputs = joined.unwrap_or(&first.inputs);
-            self.learn_limit(|| Ran {
+            self.learn_limit(|| adaptive::Ran {
                 time: run,
                 rows: total_rows,
                 elements: inputs.iter().map(Tensor::element_count).sum(),
@@ -210,6 +242,7 @@ impl Lanes {
             });
         }
         self.backlog.learn_run(run);
+        self.longest.learn(run);
         self.queue.learn(run / u32::try_from(batch.len()).unwrap_or(u32::MAX).max(1));
         self.metrics.run_seconds.observe(output.infer_time.as_secs_f64());
         self.metrics.batch_rows.observe(total_rows as f64);

@@ -51,6 +51,17 @@ impl Turnstile {
         limit
     }
 
+    /// A lane that has a place and runs does not come back: makes room for another in its place.
+    pub(super) fn lost(&self) {
+        {
+            let mut state = self.state.lock();
+            state.places -= 1;
+            state.adaptive.end(Instant::now());
+        }
+        self.place.notify_one();
+        self.turn.notify_one();
+    }
+
     /// Nobody waits for a place any more: there is nothing to come, or nobody to hold back for.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
@@ -100,6 +111,13 @@ impl<'a> Place<'a> {
     }
 }
 
+impl Place<'_> {
+    /// The place was given to another: see [`Turnstile::lost`].
+    pub(super) fn was_lost(&mut self) {
+        self.held = false;
+    }
+}
+
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if self.held {
@@ -111,6 +129,13 @@ impl Drop for Place<'_> {
 
 /// A run in progress.
 pub(super) struct Turn<'a>(&'a Turnstile);
+
+impl Turn<'_> {
+    /// The run was counted as ended by another: see [`Turnstile::lost`].
+    pub(super) fn was_lost(self) {
+        std::mem::forget(self);
+    }
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {

@@ -3,6 +3,7 @@
 use super::Metrics;
 use crate::admission::{Class, Gate};
 use crate::version::Serving;
+use balm_probes::breaker::BreakerState;
 use balm_probes::{HealthReport, ModelState};
 
 impl Metrics {
@@ -12,6 +13,7 @@ impl Metrics {
         for family in mirrored.into_iter().chain([&self.in_flight, &self.provider]) {
             family.reset();
         }
+        self.breaker.reset();
         self.wait_seconds.reset();
         self.wait_limit_seconds.reset();
         self.adaptive_limit.reset();
@@ -43,6 +45,12 @@ impl Metrics {
 
     pub(crate) fn set_in_flight(&self, model: &str, in_flight: u64) {
         self.in_flight.with_label_values(&[model]).set(signed(in_flight));
+    }
+
+    pub(crate) fn set_breaker(&self, model: &str, now: BreakerState) {
+        for state in BreakerState::ALL {
+            self.breaker.with_label_values(&[model, state.as_str()]).set(i64::from(state == now));
+        }
     }
 
     pub(crate) fn set_serving(&self, serving: &Serving) {

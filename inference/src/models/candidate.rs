@@ -1,5 +1,6 @@
 //! The route of a version: discovered → verifying → loading → warming → probing → ready.
 
+use super::canary::CanaryWatch;
 use super::probe::probe;
 use super::sharing::{Asked, Sharing};
 use super::{Inner, Model};
@@ -14,6 +15,7 @@ use crate::lane::{LaneSettings, Lanes};
 use crate::settings::ModelSettings;
 use crate::version::{LoadTimes, Serving, Version};
 use balm_probes::ModelState;
+use parking_lot::Mutex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
@@ -87,6 +89,7 @@ impl Candidate {
             && before.settings == effective
             && before.lanes.condition().verdict().0.serves()
             && before.lanes.condition().trouble.is_none()
+            && before.lanes.condition().suspect.is_none()
         {
             tracing::info!(model = %self.model.name, version = version.number, "already serving these bytes");
             version.note(before.placement.degraded.clone());
@@ -161,6 +164,10 @@ impl Candidate {
         let lanes = Arc::new(Lanes::new(
             model.name.clone(),
             LaneSettings {
+                version: version.number,
+                bytes: verified.bytes_read,
+                load: times.read + times.build + times.probe,
+                load_runs: times.probe,
                 wanted: u32::try_from(settings.lanes).unwrap_or(1),
                 queue_capacity: settings.max_queue,
                 patience: Patience {
@@ -175,7 +182,9 @@ impl Candidate {
             inner.metrics.version(&model.name, version.number),
             Box::new(rebuild),
             Box::new(changed),
+            Arc::clone(&inner.healing),
         ));
+        inner.healing.watch(&lanes);
         let serving = Arc::new(Serving {
             model: model.name.clone(),
             version: version.number,
@@ -185,6 +194,7 @@ impl Candidate {
             short_digest: verified.digest.to_string().into_bytes().into_iter().take(12).collect(),
             verified: verified.verified,
             load: times,
+            canary: Mutex::new(CanaryWatch::new(golden.cases.first(), session.contract())),
             example: golden.cases.first().map(|case| case.inputs.clone()),
             settings,
             lanes: Arc::clone(&lanes),

@@ -9,8 +9,10 @@ impl Models {
         let metrics = &self.0.metrics;
         let report = self.report();
         metrics.begin_refresh(&report, &self.0.gate);
+        metrics.heal().abandoned.set(i64::from(self.0.healing.abandoned_alive()));
         for model in self.all() {
             metrics.set_in_flight(model.name(), model.gate().in_flight());
+            metrics.set_breaker(model.name(), model.gate().breaker());
             for serving in model.all_serving() {
                 metrics.set_serving(&serving);
             }

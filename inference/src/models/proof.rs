@@ -198,6 +198,22 @@ fn made_up(contract: &Contract) -> Option<Pair> {
     Some((of(0)?, of(1)?))
 }
 
+/// One request of zeros, of one row where rows vary. `None` where its shape is open or it would be too large.
+pub(super) fn zeros(contract: &Contract) -> Option<Vec<Tensor>> {
+    let size = |(axis, dimension): (usize, &Dimension)| match dimension {
+        Dimension::Fixed(size) => *size,
+        Dimension::Dynamic(_) if axis == 0 => 1,
+        Dimension::Dynamic(_) => MADE_UP_SIZE,
+    };
+    let inputs = contract.inputs.iter();
+    inputs
+        .map(|spec| {
+            let shape = spec.shape.as_ref()?.iter().enumerate().map(size).collect();
+            filled(spec.datatype, shape, 0)
+        })
+        .collect()
+}
+
 fn filled(datatype: Datatype, shape: Vec<usize>, value: u8) -> Option<Tensor> {
     let count =
         crate::tensor::element_count(&shape).filter(|count| *count <= MADE_UP_ELEMENTS_MAX)?;

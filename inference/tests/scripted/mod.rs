@@ -17,6 +17,7 @@ use balm_inference::predict::{Pending, PredictError, Prediction};
 use balm_inference::provider::Provider;
 use balm_inference::repository::Repository;
 use balm_inference::tensor::{Tensor, TensorData};
+use balm_probes::watchdog::TICK;
 use balm_probes::{ModelState, ReadinessPolicy, ServerPhase, readiness};
 use bytes::Bytes;
 use std::path::Path;
@@ -33,6 +34,10 @@ pub(crate) const PANIC: i64 = 11;
 pub(crate) const HANG: i64 = 12;
 pub(crate) const FAIL: i64 = 13;
 pub(crate) const ONE_ROW: i64 = 14;
+/// Waits, whoever cancels it, until the house is gone or lets go.
+pub(crate) const DEAF: i64 = 15;
+/// Computes, whoever cancels it, until the house is gone or lets go.
+pub(crate) const SPIN: i64 = 16;
 
 /// A run of a device that is not crowded.
 const DEVICE_RUN: Duration = Duration::from_millis(3);
@@ -59,9 +64,43 @@ pub(crate) struct Script {
     pub(crate) running_max: AtomicU64,
     /// Inputs of each run: rows and length.
     pub(crate) shapes: Mutex<Vec<Vec<usize>>>,
+    /// So many of a hundred runs fail, evenly spread.
+    pub(crate) errors_percent: AtomicU64,
+    /// Outputs are one more than they should be.
+    pub(crate) wrong: AtomicBool,
+    /// So are those of the first so many sessions.
+    pub(crate) wrong_builds: AtomicU64,
+    /// How long a session takes to build, milliseconds.
+    pub(crate) build_ms: AtomicU64,
+    /// Lets go of the runs that heed no cancel.
+    pub(crate) let_go: Mutex<bool>,
+    pub(crate) let_go_bell: Condvar,
 }
 
 impl Script {
+    /// Ends the runs that heed no cancel, those to come as well.
+    pub(crate) fn let_go(&self) {
+        *self.let_go.lock().unwrap() = true;
+        self.let_go_bell.notify_all();
+    }
+
+    fn block(&self) {
+        let gone = self.let_go.lock().unwrap();
+        drop(self.let_go_bell.wait_while(gone, |gone| !*gone).unwrap());
+    }
+
+    fn spin(&self) {
+        while !*self.let_go.lock().unwrap() {
+            std::hint::black_box((0..10_000u64).sum::<u64>());
+        }
+    }
+
+    /// Whether this run is one of those that fail.
+    fn fails(&self, run: u64) -> bool {
+        let percent = self.errors_percent.load(Ordering::SeqCst);
+        (run + 1) * percent / 100 > run * percent / 100
+    }
+
     /// A run on the device, if there is one: what it took.
     fn device(&self) -> Duration {
         let slots = self.slots.load(Ordering::SeqCst);
@@ -95,6 +134,7 @@ impl Engine for ScriptedEngine {
         options: &SessionOptions,
     ) -> Result<Box<dyn Session>, BuildError> {
         let before = self.0.builds.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(self.0.build_ms.load(Ordering::SeqCst)));
         if bytes.model.len() as u64 == self.0.refuse_size.load(Ordering::SeqCst) {
             return Err(BuildError::Graph("scripted refusal".to_owned()));
         }
@@ -117,6 +157,7 @@ impl Engine for ScriptedEngine {
                 degraded: degraded.then(|| "scripted".to_owned()),
             },
             stop: Arc::new(Stop::default()),
+            number: before,
         }))
     }
 }
@@ -139,6 +180,8 @@ struct ScriptedSession {
     contract: Contract,
     placement: Placement,
     stop: Arc<Stop>,
+    /// Counts the sessions.
+    number: u64,
 }
 
 impl Session for ScriptedSession {
@@ -159,7 +202,7 @@ impl Session for ScriptedSession {
     }
 
     fn run(&mut self, inputs: &[Tensor], _outputs: &[usize]) -> Result<RunOutput, RunError> {
-        self.script.runs.fetch_add(1, Ordering::SeqCst);
+        let run = self.script.runs.fetch_add(1, Ordering::SeqCst);
         let TensorData::Raw(raw) = inputs[0].data() else { unreachable!() };
         let rows: Vec<i64> =
             raw.chunks_exact(8).map(|row| i64::from_le_bytes(row.try_into().unwrap())).collect();
@@ -177,6 +220,21 @@ impl Session for ScriptedSession {
             });
         }
         let infer_time = self.script.device();
+        if self.script.fails(run) {
+            return Err(RunError::Runtime("scripted failure".to_owned()));
+        }
+        let wrong = self.number < self.script.wrong_builds.load(Ordering::SeqCst);
+        if wrong || self.script.wrong.load(Ordering::SeqCst) {
+            let data: Vec<u8> = rows.iter().flat_map(|row| (row + 1).to_le_bytes()).collect();
+            return Ok(RunOutput {
+                outputs: vec![
+                    Tensor::raw(Datatype::Int64, inputs[0].shape().to_vec(), data.into()).unwrap(),
+                ],
+                input_time: Duration::ZERO,
+                infer_time,
+                output_time: Duration::ZERO,
+            });
+        }
         // One row that does something does it to the whole run.
         match rows.into_iter().max().unwrap_or(ECHO) {
             PANIC => panic!("scripted panic"),
@@ -189,6 +247,14 @@ impl Session for ScriptedSession {
                     .unwrap();
                 drop(told);
                 assert!(!timeout.timed_out(), "nobody cancelled the run");
+                Err(RunError::Terminated)
+            }
+            heedless @ (DEAF | SPIN) => {
+                if heedless == DEAF {
+                    self.script.block()
+                } else {
+                    self.script.spin()
+                }
                 Err(RunError::Terminated)
             }
             FAIL => Err(RunError::Runtime("scripted failure".to_owned())),
@@ -215,6 +281,7 @@ impl Session for ScriptedSession {
 pub(crate) struct House {
     pub(crate) script: Arc<Script>,
     pub(crate) models: Models,
+    pub(crate) registry: prometheus::Registry,
     pub(crate) repository: tempfile::TempDir,
     /// Runs that the load took, to prove the model.
     pub(crate) load_runs: u64,
@@ -222,7 +289,29 @@ pub(crate) struct House {
 
 pub(crate) const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models");
 
+/// Threads that hang on purpose must not outlive the test.
+impl Drop for House {
+    fn drop(&mut self) {
+        self.script.let_go();
+    }
+}
+
 impl House {
+    /// The watchdog ticks for so long on its clock, which takes no time.
+    pub(crate) fn pass(&self, time: Duration) {
+        for _ in 0..time.as_millis() / TICK.as_millis() {
+            self.models.tick(TICK);
+        }
+    }
+
+    /// Sends a request that hangs, and leaves when it runs: it is cancelled from then on.
+    pub(crate) fn hang(&self, command: i64) {
+        let runs = self.runs();
+        let pending = self.submit(command, Duration::from_secs(20)).unwrap();
+        self.until("running", |house| house.runs() > runs);
+        drop(pending);
+    }
+
     pub(crate) fn new(lanes: usize) -> Self {
         // What waits behind a run that hangs is to wait for as long as a test likes.
         House::made(lanes, "[limits]\nmax_wait_ms = 60000\n", Script::default())
@@ -251,14 +340,15 @@ impl House {
             parallel_loads: 2,
         };
         let gate = Arc::new(Gate::new(GateLimits { in_flight: 100, bytes: 1 << 20 }));
+        let registry = prometheus::Registry::new();
         let models = Models::new(
             Arc::new(ScriptedEngine(Arc::clone(&script))),
             Repository::open(repository.path()).unwrap(),
             options,
             gate,
-            Metrics::register(&prometheus::Registry::new(), false).unwrap(),
+            Metrics::register(&registry, false).unwrap(),
         );
-        House { script, models, repository, load_runs: 0 }
+        House { script, models, registry, repository, load_runs: 0 }
     }
 
     pub(crate) fn loaded(lanes: usize) -> Self {
@@ -324,6 +414,21 @@ impl House {
         self.submit(command, Duration::from_secs(20))?.wait().await
     }
 
+    /// The value of a counter or gauge, or the count of a histogram, whose labels are all of `labels`.
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        self.models.refresh_metrics();
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name).unwrap();
+        let of = family.get_metric().iter().find(|metric| {
+            let values: Vec<&str> = metric.get_label().iter().map(|pair| pair.value()).collect();
+            labels.iter().all(|label| values.contains(label))
+        });
+        let Some(metric) = of else { return 0.0 };
+        metric.get_counter().get_value()
+            + metric.get_gauge().get_value()
+            + metric.get_histogram().get_sample_count() as f64
+    }
+
     pub(crate) fn healthy(&self) -> u32 {
         self.models.report().models[0].versions.last().map_or(0, |version| version.lanes.healthy)
     }
@@ -350,7 +455,7 @@ impl House {
     }
 
     /// Waits for a state, never for a time.
-    pub(crate) fn until(&self, what: &str, reached: impl Fn(&House) -> bool) {
+    pub(crate) fn until(&self, what: &str, mut reached: impl FnMut(&House) -> bool) {
         let end = Instant::now() + Duration::from_secs(20);
         while !reached(self) {
             assert!(Instant::now() < end, "not reached: {what}; {:?}", self.models.report());

@@ -162,6 +162,23 @@ fn any_policy() -> impl Strategy<Value = ReadinessPolicy> {
     ]
 }
 
+#[test]
+fn what_is_less_than_asked_for_is_noted() {
+    use ModelState::*;
+    let table = [
+        ("as asked for", vec![version(1, Ready, 2)], 0),
+        ("the newest of two", vec![version(1, Ready, 2), version(2, Ready, 2)], 0),
+        ("the newest is on the way", vec![version(1, Ready, 2), version(2, Loading, 0)], 1),
+        ("degraded", vec![version(1, Degraded, 2)], 1),
+        ("the newest has no lane", vec![version(1, Degraded, 2), version(2, Ready, 0)], 1),
+    ];
+    for (name, versions, notes) in table {
+        let verdict = readiness(&running(vec![model("a", true, versions)]), &ReadinessPolicy::All);
+        assert!(verdict.ready, "{name}: {verdict:?}");
+        assert_eq!(verdict.notes.len(), notes, "{name}: {verdict:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn an_undeclared_model_changes_nothing(

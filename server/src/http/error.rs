@@ -112,6 +112,7 @@ impl ApiError {
                 PredictError::Shed(shed) => match shed.reason {
                     ShedReason::ClientShare => (S::TOO_MANY_REQUESTS, "client_share", O::Shed),
                     ShedReason::Infeasible => (S::GATEWAY_TIMEOUT, "infeasible", O::Shed),
+                    ShedReason::BreakerOpen => (S::SERVICE_UNAVAILABLE, "breaker_open", O::Shed),
                     _ => (S::SERVICE_UNAVAILABLE, "overloaded", O::Shed),
                 },
                 PredictError::Deadline { .. } => (S::GATEWAY_TIMEOUT, "deadline", O::Deadline),

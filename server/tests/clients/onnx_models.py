@@ -121,6 +121,48 @@ def loop() -> bytes:
     return made.SerializeToString()
 
 
+def deaf() -> bytes:
+    """One node that computes for long and looks up from it never: picks among `boxes` boxes, in time by their square.
+
+    A cancel is noticed between nodes only. 60,000 boxes take some ten seconds, ten none.
+    """
+
+    def column(offset: str) -> list[onnx.NodeProto]:
+        return [
+            helper.make_node("Add", ["places", offset], [f"at_{offset}"]),
+            helper.make_node("Unsqueeze", [f"at_{offset}", "last"], [f"column_{offset}"]),
+        ]
+
+    made = model(
+        [
+            helper.make_node("Squeeze", ["boxes"], ["count"]),
+            helper.make_node("Range", ["zero", "count", "one"], ["numbers"]),
+            helper.make_node("Cast", ["numbers"], ["places"], to=TensorProto.FLOAT),
+            *column("begin"),
+            *column("end"),
+            helper.make_node("Concat", ["column_begin", "column_begin", "column_end", "column_end"], ["flat"], axis=1),
+            helper.make_node("Unsqueeze", ["flat", "first"], ["all"]),
+            helper.make_node("Unsqueeze", ["places", "both"], ["scores"]),
+            helper.make_node("NonMaxSuppression", ["all", "scores", "boxes"], ["picked"]),
+            helper.make_node("Shape", ["picked"], ["shape"]),
+            helper.make_node("Slice", ["shape", "first", "until"], ["y"]),
+        ],
+        [tensor("boxes", "INT64", [1])],
+        [tensor("y", "INT64", [1])],
+        [
+            helper.make_tensor("zero", TensorProto.INT64, [], [0]),
+            helper.make_tensor("one", TensorProto.INT64, [], [1]),
+            helper.make_tensor("begin", TensorProto.FLOAT, [], [0.0]),
+            helper.make_tensor("end", TensorProto.FLOAT, [], [0.5]),
+            helper.make_tensor("first", TensorProto.INT64, [1], [0]),
+            helper.make_tensor("until", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("last", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("both", TensorProto.INT64, [2], [0, 1]),
+        ],
+    )
+    return made.SerializeToString()
+
+
 def matmul_chain(width: int = 256, depth: int = 1000) -> bytes:
     """Many steps of real arithmetic, of which each ends by itself: y = x, slowly. Rows make it slower."""
     names = ["x", *(f"step{index}" for index in range(1, depth)), "y"]

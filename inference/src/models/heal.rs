@@ -1,0 +1,106 @@
+//! Healing as whoever ticks and judges sees it: lanes, breakers and canaries, with each tick of the watchdog.
+
+use super::canary::Health;
+use super::{Model, Models};
+use crate::healing::WorkerVerdict;
+use crate::version::Serving;
+use balm_probes::{Reason, Rung, Sighting, Trouble};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+impl Models {
+    /// The watchdog has ticked: looks at all lanes, tells runs past their deadline to end, and replaces lanes that hang; asks
+    /// where nobody else asks, and heals what is no longer answered as recorded.
+    ///
+    /// `measured` is the time since the tick before, about [`TICK`](balm_probes::watchdog::TICK). Returns at once; what takes
+    /// time is done on threads of its own. To be called by one thread.
+    pub fn tick(&self, measured: Duration) {
+        let now_ms = self.0.healing.tick(measured);
+        for model in self.0.table.load().values() {
+            model.look_at_breaker();
+            for serving in model.all_serving() {
+                self.look_at_canary(model, &serving, now_ms);
+            }
+        }
+    }
+
+    /// The event loop that feeds the models is so late with its answer to the watchdog, on that clock.
+    ///
+    /// What is told here is told only: whoever judges liveness by the same heartbeat is who acts.
+    pub fn event_loop_lags(&self, lag: Duration) {
+        if self.0.healing.event_loop_lags(lag) {
+            self.0.changed();
+        }
+    }
+
+    /// That this process cannot heal itself and should be replaced, once that is so. A supervisor ends it; where there is none,
+    /// liveness fails by it.
+    pub fn worker_verdict(&self) -> Option<&WorkerVerdict> {
+        self.0.healing.verdict()
+    }
+
+    /// Says how much memory the process may use, bytes: lanes that hang may hold no more than a part of it.
+    pub fn set_memory_limit(&self, bytes: u64) {
+        self.0.healing.set_memory_limit(bytes);
+    }
+
+    fn look_at_canary(&self, model: &Arc<Model>, serving: &Arc<Serving>, now_ms: u64) {
+        let health = serving.canary.lock().tick(model, serving, &self.0.gate, now_ms);
+        let subject = || format!("model {:?} version {}", serving.model, serving.version);
+        match health {
+            Health::Same => {}
+            Health::Well => {
+                serving.lanes.suspect(None);
+                self.0.healing.healed(&subject());
+                self.0.changed();
+            }
+            Health::Sick(why) => self.heal_version(model, serving, subject(), why),
+        }
+    }
+
+    /// What serves answers wrongly: nobody is sent there, and it is loaded anew, with all its proofs.
+    fn heal_version(&self, model: &Model, serving: &Arc<Serving>, subject: String, why: String) {
+        let healing = &self.0.healing;
+        tracing::error!(model = %serving.model, version = serving.version, why, "canary failed");
+        serving.lanes.suspect(Some(format!("golden requests fail: {why}")));
+        healing.see(Sighting { subject: subject.clone(), reason: Reason::Canary, after_ms: 0 });
+        let decision = healing.decide(Trouble::CanaryFailed);
+        healing.did(&subject, decision.rung, decision.reason);
+        self.0.changed();
+        if decision.rung != Rung::Lane {
+            healing.give_up(decision, subject);
+            return;
+        }
+        let (models, serving, name) = (self.clone(), Arc::clone(serving), model.name.clone());
+        let body = move || {
+            let loaded = models.load(&name);
+            match loaded {
+                Ok(()) => models.0.healing.healed(&subject),
+                // The load has said why. The canary goes on, and the next failure is for the next rung.
+                Err(_refused) => serving.canary.lock().tell_again(),
+            }
+            models.0.changed();
+        };
+        let thread: String = format!("heal-{}", model.name).chars().take(15).collect();
+        if let Err(error) = thread::Builder::new().name(thread).spawn(body) {
+            tracing::error!(%error, "healing thread not started");
+        }
+    }
+}
+
+impl Model {
+    /// Says once when the breaker has come to do something else.
+    fn look_at_breaker(&self) {
+        let now = self.gate.breaker();
+        let before = std::mem::replace(&mut *self.breaker.lock(), now);
+        if before != now {
+            tracing::warn!(
+                model = %self.name,
+                from = before.as_str(),
+                to = now.as_str(),
+                "breaker"
+            );
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The ladder of repairs: trouble becomes one action, the mildest that is still allowed.
+//!
+//! Each rung has a budget, as supervisors of OTP have: what must be repaired too often is not repaired again but handed to the
+//! next rung. So nothing loops for ever, and whoever reads the log sees which rung did not help. All decisions are here; whoever
+//! asks has to carry them out.
+//!
+//! A worker asks about its lanes, a supervisor about its worker; a process that is both asks one ladder about everything.
+
+use serde::{Deserialize, Serialize};
+
+use crate::budget::RepairBudget;
+use crate::watchdog::HungKind;
+
+mod journal;
+mod reason;
+
+pub use journal::{FatalEntry, FatalJournal};
+pub use reason::Reason;
+
+/// Lanes that may be replaced for a hang within [`LANE_WINDOW_MS`].
+pub const LANE_REPAIRS: usize = 2;
+/// Milliseconds.
+pub const LANE_WINDOW_MS: u64 = 60_000;
+/// Abandoned lanes that may be alive at once: each keeps a thread and a copy of its model.
+pub const ABANDONED_MAX: u32 = 2;
+/// Part of the memory limit that abandoned lanes may hold, percent.
+pub const ABANDONED_MEMORY_PERCENT: u64 = 30;
+/// Falls back to another provider within [`PROVIDER_WINDOW_MS`].
+pub const PROVIDER_REPAIRS: usize = 1;
+/// Milliseconds.
+pub const PROVIDER_WINDOW_MS: u64 = 600_000;
+/// Workers that may be replaced within [`WORKER_WINDOW_MS`].
+pub const WORKER_REPAIRS: usize = 5;
+/// Milliseconds.
+pub const WORKER_WINDOW_MS: u64 = 300_000;
+/// How long the first, second, … replacement of a worker within the window waits, milliseconds.
+const BACK_OFF_MS: [u64; WORKER_REPAIRS] = [0, 200, 1_000, 5_000, 15_000];
+/// How far the wait is spread, part of it to either side.
+const SPREAD: f64 = 0.2;
+
+/// The rungs, the mildest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rung {
+    /// L0: turn away what is too much. Admission does so by itself; it is here to be counted.
+    Shed,
+    /// L1: tell a run to end.
+    Cancel,
+    /// L2: abandon a lane, thread and session, and build another.
+    Lane,
+    /// L3: go on with another execution provider.
+    Provider,
+    /// L4: go back to the version that served before.
+    Version,
+    /// L5: end the worker and start another.
+    Worker,
+    /// L6: end the whole process, for whoever started it to see.
+    Exit,
+    /// L7: stay up without serving, and say why: starting again has been tried.
+    Park,
+}
+
+impl Rung {
+    /// Every rung, the mildest first.
+    pub const ALL: [Rung; 8] = [
+        Rung::Shed,
+        Rung::Cancel,
+        Rung::Lane,
+        Rung::Provider,
+        Rung::Version,
+        Rung::Worker,
+        Rung::Exit,
+        Rung::Park,
+    ];
+
+    /// Name in lower case: the label of metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Rung::Shed => "shed",
+            Rung::Cancel => "cancel",
+            Rung::Lane => "lane",
+            Rung::Provider => "provider",
+            Rung::Version => "version",
+            Rung::Worker => "worker",
+            Rung::Exit => "exit",
+            Rung::Park => "park",
+        }
+    }
+
+    /// What is done on it, after "then": `the lane was replaced`.
+    pub const fn deed(self) -> &'static str {
+        match self {
+            Rung::Shed => "requests were turned away",
+            Rung::Cancel => "the run was told to end",
+            Rung::Lane => "the lane was replaced",
+            Rung::Provider => "another provider took over",
+            Rung::Version => "the version before took over",
+            Rung::Worker => "the worker has to be replaced",
+            Rung::Exit => "the process ends",
+            Rung::Park => "the server stays up without serving",
+        }
+    }
+}
+
+/// The lanes that were abandoned and have not come back, and the one that would join them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Those that are alive, without the one in question.
+    pub alive: u32,
+    /// What they hold together with the one in question, bytes.
+    pub bytes: u64,
+    /// The memory that the process may use, bytes. `None` where nobody has set a limit.
+    pub limit_bytes: Option<u64>,
+}
+
+impl Abandoned {
+    /// Whether one more may be abandoned.
+    pub fn has_room(&self) -> bool {
+        let fits = self.limit_bytes.is_none_or(|limit| {
+            u128::from(self.bytes) * 100 <= u128::from(limit) * u128::from(ABANDONED_MEMORY_PERCENT)
+        });
+        self.alive < ABANDONED_MAX && fits
+    }
+}
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A run is past its deadline.
+    PastDeadline,
+    /// A lane does not end its run although it was told to.
+    LaneHung {
+        /// What its thread does.
+        kind: HungKind,
+        /// The lanes that were abandoned before.
+        abandoned: Abandoned,
+    },
+    /// Golden requests are no longer answered as recorded.
+    CanaryFailed,
+    /// An execution provider fails.
+    ProviderFailed {
+        /// Whether every later call fails too, so that only another process helps.
+        sticky: bool,
+    },
+    /// A version does harm that the one before did not.
+    VersionHarmful,
+    /// The session of a lane that is to come is not built although its time is over.
+    LaneNotBuilt,
+    /// Nothing gets done, in any lane.
+    Stalled,
+    /// The event loop of the data plane does not answer.
+    RuntimeWedged,
+    /// The worker does not answer its supervisor.
+    WorkerSilent,
+    /// The worker ended by itself.
+    WorkerDied,
+    /// Memory is about to run out, by its slope.
+    MemoryLeak,
+    /// Memory is nearly used up and stays so.
+    MemoryHigh,
+    /// The worker was killed and does not end.
+    Unkillable,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// On which rung.
+    pub rung: Rung,
+    /// Why.
+    pub reason: Reason,
+    /// How long to wait before it, milliseconds.
+    pub delay_ms: u64,
+}
+
+impl Decision {
+    fn at_once(rung: Rung, reason: Reason) -> Self {
+        Decision { rung, reason, delay_ms: 0 }
+    }
+}
+
+/// The rungs that can be carried out here beside those that always can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Means {
+    /// Whether sessions can be moved to another provider (L3).
+    pub provider: bool,
+    /// Whether the version before can take over (L4).
+    pub version: bool,
+}
+
+/// The budgets of all rungs. Times in milliseconds of one monotonic clock.
+#[derive(Clone, Debug)]
+pub struct Ladder {
+    means: Means,
+    lanes: RepairBudget,
+    providers: RepairBudget,
+    workers: RepairBudget,
+}
+
+impl Ladder {
+    /// With nothing spent. Rungs that are not among `means` pass on to the next.
+    pub fn new(means: Means) -> Self {
+        let providers = if means.provider { PROVIDER_REPAIRS } else { 0 };
+        Ladder {
+            means,
+            lanes: RepairBudget::new(LANE_REPAIRS, LANE_WINDOW_MS),
+            providers: RepairBudget::new(providers, PROVIDER_WINDOW_MS),
+            workers: RepairBudget::new(WORKER_REPAIRS, WORKER_WINDOW_MS),
+        }
+    }
+
+    /// What is to be done about `trouble` at `now_ms`; spends the budget of that rung. `jitter` between -1 and 1 spreads the
+    /// wait before a worker is replaced.
+    pub fn decide(&mut self, trouble: Trouble, now_ms: u64, jitter: f64) -> Decision {
+        match trouble {
+            Trouble::PastDeadline => Decision::at_once(Rung::Cancel, Reason::Deadline),
+            Trouble::LaneHung { kind, abandoned } => {
+                if abandoned.has_room() && self.lanes.try_spend(now_ms) {
+                    Decision::at_once(Rung::Lane, Reason::hung(kind))
+                } else {
+                    self.replace_worker(Reason::LaneBudget, now_ms, jitter)
+                }
+            }
+            Trouble::CanaryFailed => {
+                if self.lanes.try_spend(now_ms) {
+                    Decision::at_once(Rung::Lane, Reason::Canary)
+                } else {
+                    self.replace_worker(Reason::LaneBudget, now_ms, jitter)
+                }
+            }
+            Trouble::ProviderFailed { sticky: true } => {
+                self.replace_worker(Reason::ProviderSticky, now_ms, jitter)
+            }
+            Trouble::ProviderFailed { sticky: false } => {
+                if self.providers.try_spend(now_ms) {
+                    Decision::at_once(Rung::Provider, Reason::Provider)
+                } else {
+                    self.replace_worker(Reason::ProviderBudget, now_ms, jitter)
+                }
+            }
+            Trouble::VersionHarmful if self.means.version => {
+                Decision::at_once(Rung::Version, Reason::VersionHarmful)
+            }
+            Trouble::VersionHarmful => self.replace_worker(Reason::VersionHarmful, now_ms, jitter),
+            Trouble::LaneNotBuilt => self.replace_worker(Reason::LaneBuild, now_ms, jitter),
+            Trouble::Stalled => self.replace_worker(Reason::Stall, now_ms, jitter),
+            Trouble::RuntimeWedged => self.replace_worker(Reason::RuntimeWedged, now_ms, jitter),
+            Trouble::WorkerSilent => self.replace_worker(Reason::WorkerSilent, now_ms, jitter),
+            Trouble::WorkerDied => self.replace_worker(Reason::WorkerDied, now_ms, jitter),
+            Trouble::MemoryLeak => self.replace_worker(Reason::MemoryLeak, now_ms, jitter),
+            Trouble::MemoryHigh => self.replace_worker(Reason::MemoryHigh, now_ms, jitter),
+            Trouble::Unkillable => Decision::at_once(Rung::Exit, Reason::Unkillable),
+        }
+    }
+
+    fn replace_worker(&mut self, reason: Reason, now_ms: u64, jitter: f64) -> Decision {
+        let before = self.workers.spent(now_ms);
+        if self.workers.try_spend(now_ms) {
+            let delay_ms = BACK_OFF_MS.get(before).map_or(0, |wait| spread(*wait, jitter));
+            Decision { rung: Rung::Worker, reason, delay_ms }
+        } else {
+            Decision::at_once(Rung::Exit, Reason::WorkerBudget)
+        }
+    }
+}
+
+/// `wait_ms`, a fifth more or less by `jitter`, which is between -1 and 1. What is no number is no jitter.
+fn spread(wait_ms: u64, jitter: f64) -> u64 {
+    let jitter = if jitter.is_nan() { 0.0 } else { jitter.clamp(-1.0, 1.0) };
+    (wait_ms as f64 * (1.0 + SPREAD * jitter)).round() as u64
+}
+
+#[cfg(test)]
+mod tests;

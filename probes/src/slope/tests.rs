@@ -1,0 +1,141 @@
+use proptest::prelude::*;
+
+use super::*;
+use MemoryVerdict::{Fine, High, Leaks};
+
+const MB: u64 = 1 << 20;
+const LIMIT: u64 = 1_000 * MB;
+
+/// Samples once a second, by what is used at each second. The first verdict that is not `Fine`, and its second.
+fn first(used: impl Fn(u64) -> u64, seconds: u64) -> Option<(u64, MemoryVerdict)> {
+    let mut slope = Slope::default();
+    (0..seconds)
+        .map(|second| (second, slope.observe(used(second), LIMIT, second * 1_000)))
+        .find(|(_, verdict)| *verdict != Fine)
+}
+
+#[test]
+fn a_fast_leak_is_seen_before_it_is_too_late() {
+    // 20 MB a second: half of the limit is reached after 25 s, 85 % after 42.
+    let (second, verdict) = first(|second| second * 20 * MB, 100).unwrap();
+    assert_eq!(second, 26, "as soon as half of the limit is used");
+    let Leaks { in_ms } = verdict else { panic!("{verdict:?}") };
+    assert!((16_400..=16_600).contains(&in_ms), "{in_ms}");
+}
+
+#[test]
+fn a_slow_leak_is_seen_five_minutes_ahead() {
+    // 1 MB a second from 500 MB on: 850 MB are 350 s away, 300 s of which are looked ahead.
+    let (second, verdict) = first(|second| 500 * MB + second * MB, 400).unwrap();
+    assert_eq!((second, verdict), (50, Leaks { in_ms: 300_000 }));
+}
+
+#[test]
+fn what_rose_and_stays_is_no_leak() {
+    // A load of 700 MB within seven seconds, then rest.
+    assert_eq!(first(|second| (second * 100).min(700) * MB, 1_000), None);
+    // A load in the middle of the rest.
+    assert_eq!(first(|second| if second < 300 { 520 * MB } else { 700 * MB }, 1_000), None);
+    // Up and down, as under load.
+    assert_eq!(first(|second| 700 * MB + (second % 7) * 10 * MB, 1_000), None);
+    assert_eq!(first(|second| (899 * MB).saturating_sub(second * MB), 400), None, "from above");
+    assert_eq!(first(|second| (840 * MB).saturating_sub(second * MB), 400), None, "it shrinks");
+    // Below half of the limit there is time.
+    assert_eq!(first(|second| second * MB, 400), None);
+}
+
+#[test]
+fn above_ninety_percent_for_a_minute_is_too_much() {
+    let mut slope = Slope::default();
+    // It falls, so that nothing is projected.
+    let used = |ms: u64| 999 * MB - ms / 1_000 * MB;
+    for second in 0..60 {
+        assert_eq!(slope.observe(used(second * 1_000), LIMIT, second * 1_000), Fine, "{second}");
+    }
+    assert_eq!(slope.observe(930 * MB, LIMIT, 59_999), Fine);
+    assert_eq!(slope.observe(930 * MB, LIMIT, 60_000), High);
+    assert_eq!(slope.observe(900 * MB, LIMIT, 60_001), Fine, "at ninety, not above");
+    assert_eq!(slope.observe(901 * MB, LIMIT, 60_002), Fine, "the minute begins anew");
+    assert_eq!(slope.observe(901 * MB, LIMIT, 120_001), Fine);
+    assert_eq!(slope.observe(901 * MB, LIMIT, 120_002), High);
+}
+
+#[test]
+fn too_short_a_time_says_nothing() {
+    let mut slope = Slope::default();
+    let mut at = |second: u64| slope.observe(510 * MB + second * 30 * MB, LIMIT, second * 1_000);
+    for second in 0..10 {
+        assert_eq!(at(second), Fine, "{second}");
+    }
+    assert!(matches!(at(10), Leaks { .. }));
+    slope.reset();
+    assert_eq!(slope.observe(840 * MB, LIMIT, 11_000), Fine);
+}
+
+#[test]
+fn samples_are_one_a_second_and_ten_minutes() {
+    let mut slope = Slope::default();
+    for ms in (0..2_000_000).step_by(250) {
+        slope.observe(MB, LIMIT, ms);
+        assert!(slope.samples.len() <= 601);
+    }
+    assert_eq!(slope.samples.len(), 600);
+    let gaps = slope.samples.iter().zip(slope.samples.iter().skip(1));
+    assert!(gaps.into_iter().all(|((a, _), (b, _))| b - a == 1_000));
+    // Those of before a long pause are gone.
+    slope.observe(MB, LIMIT, 9_000_000);
+    assert_eq!(slope.samples.len(), 1);
+    // A window after the first it still counts, a moment later it does not.
+    slope.observe(MB, LIMIT, 9_600_000);
+    assert_eq!(slope.samples.len(), 2);
+    slope.observe(MB, LIMIT, 9_601_000);
+    assert_eq!(slope.samples.len(), 2);
+}
+
+#[test]
+fn a_line_is_one_of_least_squares() {
+    // By hand: (0, 1), (4 s, 2), (8 s, 6): slope 5/8 bytes a second, 25/28 explained.
+    let line = Line::through([(1_000, 1), (5_000, 2), (9_000, 6)].iter()).unwrap();
+    assert!((line.bytes_per_ms - 0.000_625).abs() < 1e-12, "{line:?}");
+    assert!((line.explained - 25.0 / 28.0).abs() < 1e-12, "{line:?}");
+    assert_eq!(line.span_ms, 8_000);
+    let later = [(1_000_001_000, 1), (1_000_005_000, 2), (1_000_009_000, 6)];
+    let later = Line::through(later.iter()).unwrap();
+    assert!((later.bytes_per_ms - line.bytes_per_ms).abs() < 1e-9, "after days {later:?}");
+    let flat = Line::through([(0, 5), (8_000, 5)].iter()).unwrap();
+    assert_eq!((flat.bytes_per_ms, flat.explained), (0.0, 0.0));
+    assert_eq!(Line::through([(7, 5)].iter()), None);
+    assert_eq!(Line::through([].iter()), None);
+    let step = [(0, 1), (1, 1), (2, 1), (3, 9), (4, 9), (5, 9)];
+    assert!(Line::through(step.iter()).unwrap().explained < EXPLAINED_MIN);
+}
+
+#[test]
+fn a_leak_after_a_long_rest_is_seen_by_a_shorter_line() {
+    // An hour of rest at 600 MB, then 2 MB a second: 85 % after 125 s.
+    let leak = |second: u64| 600 * MB + second.saturating_sub(3_600) * 2 * MB;
+    let (second, verdict) = first(leak, 3_800).unwrap();
+    assert!((3_610..3_640).contains(&second), "{second} {verdict:?}");
+}
+
+proptest! {
+    /// A steady leak is seen before 85 % are reached; one that never gets there is not called one.
+    #[test]
+    fn steady_leaks_are_seen_in_time(start in 0u64..600, kb_per_s in 600u64..30_000, noise in 0u64..3) {
+        let used = |second: u64| start * MB + second * kb_per_s * 1_024 + (second % 3) * noise * 1_024;
+        // It lasts for as long as it takes from zero to 85 %, and ten samples at the least.
+        let reached = (850 * MB).saturating_sub(start * MB) / (kb_per_s * 1_024);
+        if reached > 15 {
+            let found = first(used, reached + 1);
+            prop_assert!(matches!(found, Some((second, Leaks { .. })) if second <= reached), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_grow_is_fine(levels in proptest::collection::vec(0u64..849, 1..30)) {
+        // Steps down only.
+        let mut levels = levels;
+        levels.sort_unstable_by(|a, b| b.cmp(a));
+        prop_assert_eq!(first(|second| levels[(second as usize / 20).min(levels.len() - 1)] * MB, 700), None);
+    }
+}

@@ -1,0 +1,123 @@
+"""Lanes that hang are told from lanes that are busy, replaced, and told of; what cannot be replaced any more is said."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnx_models
+from harness import Repository, Server, Wire, json_input
+
+# Some ten seconds of one node, which looks up from it never.
+HANGS = 100_000
+DEADLINE_S = 0.4
+# What the watchdog gives a run that was told to end, at the least, and how late its verdict may be.
+GRACE_S = 2.0
+LATE_S = 0.2
+# What a test adds for a machine that has other things to do, and for asking every so often.
+SLACK_S = 0.5
+
+
+def boxes(count: int) -> dict[str, Any]:
+    """The input of the model `deaf`."""
+    return json_input("boxes", "INT64", np.array([count]))
+
+
+@pytest.fixture
+def server(repository: Repository, start: Callable[..., Server]) -> Server:
+    """Serves a model that heeds no cancel with one lane, and one that does with another."""
+    settings = "lanes = {}\n[limits]\nmax_wait_ms = 60000\n"
+    repository.add("deaf", onnx_models.deaf(), settings=settings.format(2))
+    repository.add("loop", onnx_models.loop(), settings=settings.format(1))
+    config = {"defaults": {"threads": 1, "deadline_ms": 20_000, "max_deadline_ms": 20_000}}
+    return start(repository.path, config).wait_settled()
+
+
+def hang(server: Server) -> float:
+    """A request that is over at its deadline while its run goes on. When it was sent."""
+    begun = time.monotonic()
+    headers = {"x-request-timeout-ms": str(int(DEADLINE_S * 1000))}
+    answer = server.infer("deaf", boxes(HANGS), headers=headers)
+    assert answer.status == 504, answer
+    assert time.monotonic() - begun < DEADLINE_S + SLACK_S
+    return begun
+
+
+def incidents(server: Server) -> list[dict[str, Any]]:
+    """What `/status` tells."""
+    return server.status().get("incidents", [])
+
+
+def test_what_heeds_its_cancel_costs_no_lane(server: Server) -> None:
+    """T12."""
+    headers = {"x-request-timeout-ms": "400"}
+    answer = server.infer("loop", json_input("trips", "INT64", np.array([1 << 62])), headers=headers)
+    assert answer.status == 504, answer
+    begun = time.monotonic()
+    assert server.infer("loop", json_input("trips", "INT64", np.array([3]))).status == 200
+    assert time.monotonic() - begun <= 1.0, "the lane was back late"
+    metrics = server.metrics()
+    assert metrics.one("balm_heal_actions_total", rung="cancel", reason="deadline") == 1
+    assert metrics.sum("balm_heal_actions_total", rung="lane") == 0
+    assert incidents(server) == []
+
+
+def test_a_lane_that_heeds_no_cancel_is_replaced(server: Server) -> None:
+    """T13."""
+    begun = hang(server)
+    (incident,) = server.wait_for(lambda: incidents(server), "the lane is called hung")
+    seen = time.monotonic() - begun
+    assert seen <= DEADLINE_S + GRACE_S + LATE_S + SLACK_S, seen
+    assert incident["detected_after_ms"] <= (GRACE_S + LATE_S) * 1000, incident
+    assert server.probe("/ready").status == 200, "the other lane lives"
+    assert server.infer("deaf", boxes(10)).status == 200
+    assert server.in_flight() == 0, "what the lane held was given back"
+    server.wait_for(lambda: "healed_after_ms" in incidents(server)[0], "the lane is replaced")
+    (incident,) = incidents(server)
+    assert incident["healed_after_ms"] <= 1000, incident
+    # Where others took the processor it may have had less than half of it; it was not blocked in any case.
+    assert incident["reason"] in ("hung_spinning", "hung_between"), incident
+    assert incident["deeds"][0]["rung"] == "lane"
+    assert "then the lane was replaced; well again" in incident["story"]
+    assert incident["story"] in server.stderr, "the log tells the same story"
+    assert server.version("deaf")["lanes"] == {"wanted": 2, "healthy": 2}
+    metrics = server.metrics()
+    assert metrics.one("balm_heal_actions_total", rung="lane", reason=incident["reason"]) == 1
+    assert metrics.one("balm_heal_detect_seconds_count") == 1
+    assert metrics.one("balm_heal_repair_seconds_count") == 1
+    assert metrics.one("balm_lanes_abandoned") == 1
+    assert server.probe("/live").status == 200
+    server.wait_for(lambda: server.metrics().one("balm_lanes_abandoned") == 0, "the node has come to its end")
+    assert server.version("deaf")["lanes"] == {"wanted": 2, "healthy": 2}, "and takes no lane with it"
+
+
+def test_all_lanes_hang_and_more_than_may_be_replaced(server: Server) -> None:
+    """T14, then T15: two are replaced, the third is the worker's end."""
+    begun = time.monotonic()
+    wires = []
+    body = json.dumps({"inputs": [boxes(HANGS)]}).encode()
+    for _ in range(2):
+        wire = Wire(server.http)
+        wire.head("POST", "/v2/models/deaf/infer", {"Content-Length": len(body), "x-request-timeout-ms": 400})
+        wire.send(body)
+        wires.append(wire)
+    server.wait_for(lambda: len(incidents(server)) == 2, "both are called hung")
+    assert time.monotonic() - begun <= DEADLINE_S + GRACE_S + LATE_S + 2 * SLACK_S
+    server.wait_for(lambda: server.probe("/ready").status == 200, "it serves again", 10)
+    assert server.infer("deaf", boxes(10)).status == 200
+    assert server.probe("/live").status == 200, "nobody has to restart it"
+    hang(server)
+    server.wait_for(lambda: server.probe("/live").status == 503, "it is said to be beyond repair")
+    answer = server.probe("/live")
+    assert "the worker has to be replaced; lanes hung too often: lane" in answer.text
+    assert server.metrics().one("balm_lanes_abandoned") <= 2
+    assert server.metrics().one("balm_heal_actions_total", rung="worker", reason="lane_budget") == 1
+    for wire in wires:
+        answer = wire.answer()
+        assert answer is not None and answer.status == 504
+        wire.socket.close()
