@@ -32,6 +32,8 @@ pub enum Cause {
     Hang,
     /// Its event loop did not answer.
     Wedged,
+    /// It says that its lanes hang, or answer wrongly, and cannot be healed from within.
+    Lanes,
     /// It says that its GPU is in a state which only a new process leaves (exit code 71).
     Gpu,
     /// It says that memory is short (exit code 72).
@@ -46,7 +48,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 11] = [
+    pub const ALL: [Cause; 12] = [
         Cause::Segv,
         Cause::Abort,
         Cause::Killed,
@@ -54,6 +56,7 @@ impl Cause {
         Cause::Exit,
         Cause::Hang,
         Cause::Wedged,
+        Cause::Lanes,
         Cause::Gpu,
         Cause::Memory,
         Cause::Unkillable,
@@ -70,6 +73,7 @@ impl Cause {
             Cause::Exit => "exit",
             Cause::Hang => "hang",
             Cause::Wedged => "wedged",
+            Cause::Lanes => "lanes",
             Cause::Gpu => "gpu",
             Cause::Memory => "memory",
             Cause::Unkillable => "unkillable",
@@ -87,6 +91,7 @@ impl Cause {
             Cause::Exit => "the worker ended unasked",
             Cause::Hang => "the worker did not tick any more",
             Cause::Wedged => "the event loop of the worker did not answer any more",
+            Cause::Lanes => "the lanes of the worker could not be healed from within",
             Cause::Gpu => "the GPU of the worker is in a state that only a new process leaves",
             Cause::Memory => "the worker was short of memory",
             Cause::Unkillable => "the worker was killed and did not end",
