@@ -224,8 +224,11 @@ impl Gate {
         backlog: &Arc<Backlog>,
         ask: &Ask,
     ) -> Result<Permit, Shed> {
-        self.enter(model, backlog, ask)
-            .map_err(|reason| Shed::until(reason, backlog.wait(ask.class)))
+        let mut permit = self
+            .enter(model, backlog, ask)
+            .map_err(|reason| Shed::until(reason, backlog.wait(ask.class)))?;
+        permit.is_canary = true;
+        Ok(permit)
     }
 
     fn enter(
@@ -248,6 +251,7 @@ impl Gate {
             gate: Arc::clone(self),
             model: Arc::clone(model),
             pass: None,
+            is_canary: false,
             backlog: Arc::clone(backlog),
             entry,
             bytes: 0,
@@ -304,6 +308,7 @@ pub struct Permit {
     model: Arc<ModelGate>,
     /// Of the breaker, until that is told how the request ended.
     pass: Option<Pass>,
+    is_canary: bool,
     backlog: Arc<Backlog>,
     entry: Entry,
     bytes: u64,
@@ -353,6 +358,11 @@ impl Permit {
     /// The request took `price` of a run of `run`: the next one of its length is judged by it.
     pub(crate) fn ran(&self, price: Duration, run: Duration, now: Instant) {
         self.backlog.learn(&self.entry, price, run, now);
+    }
+
+    /// Whether it is one of the watchdog's own.
+    pub(crate) fn is_canary(&self) -> bool {
+        self.is_canary
     }
 
     /// Tells the breaker of the model how the request ended.

@@ -400,8 +400,29 @@ async fn a_canary_flies_where_nobody_asks() {
         assert!(house.ask(ECHO).await.is_ok());
         house.pass(Duration::from_secs(29));
         assert_eq!(house.runs(), 2, "{name}");
+        let serving = house.models.model("m").unwrap().serving(None).unwrap();
+        let statistics = serving.statistics();
+        assert_eq!((statistics.execution_count, statistics.success.count), (1, 1), "of clients");
         assert!(house.idle() && house.ready());
         assert!(house.models.report().incidents.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_models_are_not_busy_all_at_once() {
+    let house = House::new(1);
+    for version in 2..=6 {
+        scripted::add_version(house.repository.path(), "m", version, "iris");
+    }
+    let settings = "versions = \"all\"\n[limits]\nmax_wait_ms = 60000\n";
+    std::fs::write(house.repository.path().join("m/model.toml"), settings).unwrap();
+    let house = house.settled(1);
+    house.until("all six", |house| house.models.model("m").unwrap().all_serving().len() == 6);
+    let before = house.script.runs.load(Ordering::SeqCst);
+    house.pass(Duration::from_secs(30));
+    for count in 1..=6 {
+        house.pass(ticks(1));
+        house.until("it runs", |house| house.script.runs.load(Ordering::SeqCst) - before == count);
     }
 }
 

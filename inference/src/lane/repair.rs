@@ -94,7 +94,7 @@ impl Lanes {
             self.healing.cancelled();
         }
         for job in jobs {
-            self.statistics.failed(job.queued_at.elapsed());
+            self.count_failed(&job, Instant::now());
             let error = job.deadline.error("ran");
             job.answer(Err(error));
         }

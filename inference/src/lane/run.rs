@@ -121,7 +121,7 @@ impl Lanes {
             Err(_panic) => {
                 if let [job] = batch.as_slice() {
                     job.token.finish();
-                    self.statistics.failed(job.queued_at.elapsed());
+                    self.count_failed(job, Instant::now());
                 }
                 return Ended::Panicked;
             }
@@ -129,13 +129,13 @@ impl Lanes {
         if batch.len() > 1 {
             // Those that nobody waits for any more are gone; the others have another try.
             for job in batch.extract_if(.., |job| !job.token.again()) {
-                self.statistics.failed(job.queued_at.elapsed());
+                self.count_failed(&job, Instant::now());
             }
             return Ended::TryAlone;
         }
         for job in batch.drain(..) {
             job.token.finish();
-            self.statistics.failed(job.queued_at.elapsed());
+            self.count_failed(&job, Instant::now());
             self.metrics.queue_seconds.observe((begun - job.queued_at).as_secs_f64());
             if failed == RunError::Terminated && Instant::now() >= job.deadline.at {
                 self.healing.cancelled();
@@ -146,10 +146,17 @@ impl Lanes {
         Ended::Answered
     }
 
+    /// Counts a request that failed. Statistics are of what clients asked for.
+    pub(super) fn count_failed(&self, job: &Job, now: Instant) {
+        if !job.permit.is_canary() {
+            self.statistics.failed(now - job.queued_at);
+        }
+    }
+
     /// Answers those whose deadline is over.
     fn drop_the_late(&self, batch: &mut Vec<Job>, now: Instant) {
         for job in batch.extract_if(.., |job| now >= job.deadline.at) {
-            self.statistics.failed(now - job.queued_at);
+            self.count_failed(&job, now);
             let error = job.deadline.error("waited");
             job.answer(Err(error));
         }
@@ -161,7 +168,7 @@ impl Lanes {
         let limit = self.backlog.overdue_after(self.queue.standing(now)) + self.settings.delay;
         let overdue = |job: &mut Job| !job.innocent && now - job.queued_at > limit;
         for job in batch.extract_if(.., overdue) {
-            self.statistics.failed(now - job.queued_at);
+            self.count_failed(&job, now);
             job.answer(Err(PredictError::Shed(Shed::new(ShedReason::Overdue))));
         }
     }
@@ -176,7 +183,7 @@ impl Lanes {
         batch.retain(|job| {
             let begins = job.token.begin(shared.as_ref().unwrap_or(canceller));
             if !begins {
-                self.statistics.failed(job.queued_at.elapsed());
+                self.count_failed(job, Instant::now());
                 if let Some(shared) = &shared {
                     shared.cancel();
                 }
@@ -252,7 +259,9 @@ impl Lanes {
             infer: output.infer_time,
             output: output.output_time,
         };
-        self.statistics.executed(total_rows as u64, timing(Duration::ZERO), unix_ms());
+        if batch.iter().any(|job| !job.permit.is_canary()) {
+            self.statistics.executed(total_rows as u64, timing(Duration::ZERO), unix_ms());
+        }
         let now = Instant::now();
         for (job, outputs) in batch.drain(..).zip(parts) {
             let part = u32::try_from(job.rows).unwrap_or(u32::MAX);
@@ -260,10 +269,10 @@ impl Lanes {
             job.permit.ran(price, run, now);
             let timing = timing(begun - job.queued_at);
             self.metrics.queue_seconds.observe(timing.queue.as_secs_f64());
-            if job.token.finish() {
+            if !job.token.finish() {
+                self.count_failed(&job, now);
+            } else if !job.permit.is_canary() {
                 self.statistics.succeeded(timing, now - job.queued_at);
-            } else {
-                self.statistics.failed(now - job.queued_at);
             }
             job.answer(Ok(Prediction { outputs, timing }));
         }

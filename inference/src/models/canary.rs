@@ -78,20 +78,37 @@ impl CanaryWatch {
         }
     }
 
-    /// Looks after the one that is under way, and sends one if it is time. `now_ms` is the watchdog's.
+    /// Looks after the one that is under way, and sends one if it is time and one may be sent. `now_ms` is the watchdog's. What
+    /// the look says, and whether one was sent.
     pub(super) fn tick(
         &mut self,
         model: &Model,
         serving: &Serving,
         gate: &Arc<Gate>,
         now_ms: u64,
-    ) -> Health {
+        may_send: bool,
+    ) -> (Health, bool) {
+        if self.flight.is_none() && may_send {
+            self.note_answers(serving, now_ms);
+            self.send(model, serving, gate, now_ms);
+            return (Health::Same, self.flight.is_some());
+        }
+        (self.look(model, serving, now_ms), false)
+    }
+
+    /// What others were answered makes a canary needless.
+    fn note_answers(&mut self, serving: &Serving, now_ms: u64) {
         let answered = serving.answered();
         let canary = self.canary.get_or_insert_with(|| Canary::new(now_ms));
         if answered != self.answered {
             self.answered = answered;
             canary.answered(now_ms);
         }
+    }
+
+    fn look(&mut self, model: &Model, serving: &Serving, now_ms: u64) -> Health {
+        self.note_answers(serving, now_ms);
+        let Some(canary) = &mut self.canary else { return Health::Same };
         let mut why = String::new();
         if let Some(flight) = &mut self.flight {
             let result = match flight.pending.poll() {
@@ -130,8 +147,6 @@ impl CanaryWatch {
                 self.question = None;
                 return Health::Same;
             }
-        } else {
-            self.send(model, serving, gate, now_ms);
         }
         let sick = self.canary.as_ref().is_some_and(Canary::is_sick);
         match (sick, self.is_told) {

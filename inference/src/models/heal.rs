@@ -17,10 +17,12 @@ impl Models {
     /// time is done on threads of its own. To be called by one thread.
     pub fn tick(&self, measured: Duration) {
         let now_ms = self.0.healing.tick(measured);
+        // One a tick: where many models are idle, they are not to be busy all at once.
+        let mut may_send = true;
         for model in self.0.table.load().values() {
             model.look_at_breaker();
             for serving in model.all_serving() {
-                self.look_at_canary(model, &serving, now_ms);
+                self.look_at_canary(model, &serving, now_ms, &mut may_send);
             }
         }
     }
@@ -45,8 +47,17 @@ impl Models {
         self.0.healing.set_memory_limit(bytes);
     }
 
-    fn look_at_canary(&self, model: &Arc<Model>, serving: &Arc<Serving>, now_ms: u64) {
-        let health = serving.canary.lock().tick(model, serving, &self.0.gate, now_ms);
+    fn look_at_canary(
+        &self,
+        model: &Arc<Model>,
+        serving: &Arc<Serving>,
+        now_ms: u64,
+        may_send: &mut bool,
+    ) {
+        let mut canary = serving.canary.lock();
+        let (health, sent) = canary.tick(model, serving, &self.0.gate, now_ms, *may_send);
+        drop(canary);
+        *may_send &= !sent;
         let subject = || format!("model {:?} version {}", serving.model, serving.version);
         match health {
             Health::Same => {}

@@ -163,6 +163,16 @@ def deaf() -> bytes:
     return made.SerializeToString()
 
 
+def bomb() -> bytes:
+    """Asks for as much memory as its input says, and answers how much that was. More than there is: the server's own error."""
+    made = model(
+        [helper.make_node("ConstantOfShape", ["elements"], ["much"]), helper.make_node("Shape", ["much"], ["y"])],
+        [tensor("elements", "INT64", [1])],
+        [tensor("y", "INT64", [1])],
+    )
+    return made.SerializeToString()
+
+
 def matmul_chain(width: int = 256, depth: int = 1000) -> bytes:
     """Many steps of real arithmetic, of which each ends by itself: y = x, slowly. Rows make it slower."""
     names = ["x", *(f"step{index}" for index in range(1, depth)), "y"]

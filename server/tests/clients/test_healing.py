@@ -30,10 +30,11 @@ def boxes(count: int) -> dict[str, Any]:
 
 @pytest.fixture
 def server(repository: Repository, start: Callable[..., Server]) -> Server:
-    """Serves a model that heeds no cancel with one lane, and one that does with another."""
+    """Serves a model that heeds no cancel, one that does, and one that can be made to fail."""
     settings = "lanes = {}\n[limits]\nmax_wait_ms = 60000\n"
     repository.add("deaf", onnx_models.deaf(), settings=settings.format(2))
     repository.add("loop", onnx_models.loop(), settings=settings.format(1))
+    repository.add("bomb", onnx_models.bomb(), settings=settings.format(1))
     config = {"defaults": {"threads": 1, "deadline_ms": 20_000, "max_deadline_ms": 20_000}}
     return start(repository.path, config).wait_settled()
 
@@ -92,7 +93,7 @@ def test_a_lane_that_heeds_no_cancel_is_replaced(server: Server) -> None:
     assert metrics.one("balm_heal_repair_seconds_count") == 1
     assert metrics.one("balm_lanes_abandoned") == 1
     assert server.probe("/live").status == 200
-    server.wait_for(lambda: server.metrics().one("balm_lanes_abandoned") == 0, "the node has come to its end")
+    server.wait_for(lambda: server.metrics().one("balm_lanes_abandoned") == 0, "the node has come to its end", 180)
     assert server.version("deaf")["lanes"] == {"wanted": 2, "healthy": 2}, "and takes no lane with it"
 
 
@@ -121,3 +122,27 @@ def test_all_lanes_hang_and_more_than_may_be_replaced(server: Server) -> None:
         answer = wire.answer()
         assert answer is not None and answer.status == 504
         wire.socket.close()
+
+
+def test_a_model_that_mostly_fails_is_closed_off_and_tried_again(server: Server) -> None:
+    def ask(elements: int) -> Any:
+        return server.infer("bomb", json_input("elements", "INT64", np.array([elements])))
+
+    assert ask(3).outputs()["y"].tolist() == [3]
+    answers = [ask(1 << 45) for _ in range(19)]
+    assert [answer.status for answer in answers] == [500] * 19, answers[0]
+    refused = ask(3)
+    assert (refused.status, refused.json["code"]) == (503, "breaker_open"), refused
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.headers["x-shed-reason"] == "breaker_open"
+    assert server.infer("deaf", boxes(10)).status == 200, "other models are none of it"
+    assert server.probe("/ready").status == 200
+    metrics = server.metrics()
+    assert metrics.one("balm_breaker_state", model="bomb", state="refusing") == 1
+    assert metrics.sum("balm_shed_total", model="bomb", reason="breaker_open") == 1
+    # The canary goes first, then five of these.
+    server.wait_for(lambda: ask(3).status == 200, "people may try")
+    assert all(ask(3).status == 200 for _ in range(4))
+    assert server.metrics().one("balm_breaker_state", model="bomb", state="accepting") == 1
+    assert server.metrics().one("balm_canaries_total", model="bomb", version="1", result="answered") >= 1
+    assert incidents(server) == []
