@@ -9,9 +9,11 @@ use crate::lane::Lanes;
 use crate::queue::Entry;
 use crate::statistics::Timing;
 use crate::tensor::Tensor;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tokio::time::sleep_until;
 
 /// Outputs of one request.
 #[derive(Debug)]
@@ -207,6 +209,7 @@ pub struct Pending {
     pub(crate) answer: oneshot::Receiver<Result<Prediction, PredictError>>,
     pub(crate) token: Arc<RunToken>,
     pub(crate) deadline: Deadline,
+    pub(crate) queued_at: Instant,
 }
 
 impl Pending {
@@ -220,19 +223,23 @@ impl Pending {
             tokio::task::yield_now().await;
             self.lanes.queue.wake_for_burst();
         }
-        let nudge_at = (Instant::now() + NUDGE_AFTER).min(self.deadline.at);
-        let mut answer = tokio::time::timeout_at(nudge_at.into(), &mut self.answer).await;
-        if answer.is_err() {
-            self.lanes.queue.nudge();
-            answer = tokio::time::timeout_at(self.deadline.at.into(), &mut self.answer).await;
-        }
-        match answer {
-            Ok(Ok(answer)) => answer,
-            // The lane's thread ended without an answer.
-            Ok(Err(_closed)) => Err(PredictError::LaneLost),
-            Err(_elapsed) => {
-                let phase = if self.token.has_begun() { "ran" } else { "waited" };
-                Err(self.deadline.error(phase))
+        let nudge_at = (self.queued_at + NUDGE_AFTER).min(self.deadline.at);
+        let mut timer = pin!(sleep_until(nudge_at.into()));
+        loop {
+            tokio::select! {
+                biased;
+                // Closed where the lane's thread ended without an answer.
+                answer = &mut self.answer => {
+                    return answer.unwrap_or(Err(PredictError::LaneLost));
+                }
+                () = &mut timer => {
+                    if Instant::now() >= self.deadline.at {
+                        let phase = if self.token.has_begun() { "ran" } else { "waited" };
+                        return Err(self.deadline.error(phase));
+                    }
+                    self.lanes.queue.nudge();
+                    timer.as_mut().reset(self.deadline.at.into());
+                }
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::statistics::{Statistics, StatisticsReading};
 use crate::tensor::{NamedTensor, Tensor};
 use arc_swap::ArcSwapOption;
 use balm_probes::{LaneCounts, ModelState, VersionReport};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -125,6 +126,8 @@ pub struct Serving {
     pub placement: Placement,
     /// Digest that is the identity of the version, lower-case hex.
     pub digest: String,
+    /// The first twelve digits of it, as every answer carries them.
+    pub short_digest: Bytes,
     /// Whether the digest was compared with a manifest.
     pub verified: bool,
     /// Time of the load's phases.
@@ -170,11 +173,16 @@ impl Serving {
     /// The deadline of a request whose head came at `arrived` and which asked for `requested`.
     ///
     /// What a client asks for counts from the head of its request and covers the upload; the model's default counts from
-    /// now, for it was chosen without knowing how slow the client's line is.
-    pub fn deadline(&self, arrived: Instant, requested: Option<Duration>) -> Deadline {
+    /// `now`, for it was chosen without knowing how slow the client's line is.
+    pub fn deadline(
+        &self,
+        arrived: Instant,
+        requested: Option<Duration>,
+        now: Instant,
+    ) -> Deadline {
         let (from, allowance) = match requested {
             Some(requested) => (arrived, requested.min(self.settings.max_deadline)),
-            None => (Instant::now(), self.settings.default_deadline),
+            None => (now, self.settings.default_deadline),
         };
         Deadline {
             at: from + allowance,
@@ -226,7 +234,7 @@ impl Serving {
         match self.lanes.queue.push(job) {
             Ok(()) => {
                 let lanes = Arc::clone(&self.lanes);
-                Ok(Pending { lanes, answer: receiver, token, deadline })
+                Ok(Pending { lanes, answer: receiver, token, deadline, queued_at: now })
             }
             Err(Refused::Full(_)) => Err(PredictError::Shed(Shed::new(ShedReason::QueueFull))),
             Err(Refused::Closed(_)) => Err(PredictError::NotReady {

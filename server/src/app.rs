@@ -343,7 +343,7 @@ impl Served {
             &config.http,
             config.admission.client_header.clone(),
         );
-        let router = http::router(state, config.http.noop_route);
+        let port = http::DataPort::new(state, config.http.noop_route);
         let listening = bound.listening()?;
         let (endings, worker, management) = match front {
             Front::Management(management) => {
@@ -377,7 +377,7 @@ impl Served {
                     () = told.at_least(Ending::Drain) => {}
                 }
             }
-            bound.serve(router, sockets, http_metrics, stopped, drain, closed).await
+            bound.serve(port, sockets, http_metrics, stopped, drain, closed).await
         });
         Ok(Served { models, stop, data, told: endings.hear(), _management: management })
     }

@@ -7,6 +7,7 @@ mod answer;
 mod body;
 mod client;
 mod control;
+mod direct;
 pub mod error;
 mod extract;
 mod headers;
@@ -24,18 +25,21 @@ pub use metrics::HttpMetrics;
 use crate::config::HttpConfig;
 use admit::Admission;
 use axum::Router;
-use axum::body::HttpBody;
+use axum::body::{Body, HttpBody};
 use axum::error_handling::HandleErrorLayer;
-use axum::http::{HeaderName, Response, StatusCode};
+use axum::http::{HeaderName, Request, Response, StatusCode};
 use axum::middleware;
 use axum::routing::{get, post, post_service};
 use balm_inference::models::Models;
 use balm_probes::ReadinessPolicy;
+use client::Peer;
+use direct::Direct;
 use std::ops::RangeInclusive;
+use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
-use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
+use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::predicate::Predicate;
 use tower_http::compression::{CompressionLayer, CompressionLevel};
@@ -101,16 +105,52 @@ impl Predicate for WorthCompressing {
     }
 }
 
+/// A request on its way to its answer.
+type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// The data port: every route, and the short way of those that must be cheap.
+#[derive(Clone)]
+pub struct DataPort(Arc<Routes>);
+
+struct Routes {
+    direct: Direct,
+    router: Router,
+}
+
+impl DataPort {
+    /// Binds the routes to what handlers share.
+    pub fn new(state: State, noop_route: bool) -> Self {
+        let infer = Admission::layer(state.clone(), infer::Infer);
+        let direct = Direct::new(state.clone(), infer.clone());
+        DataPort(Arc::new(Routes { direct, router: router(state, infer, noop_route) }))
+    }
+
+    /// The answer to `request`, which came from `peer`.
+    fn answer(&self, mut request: Request<Body>, peer: Option<Peer>) -> Answering {
+        if let Some(template) = direct::short_way(&request) {
+            return self.0.direct.answer(template, request, peer);
+        }
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
+        let answer = self.0.router.clone().call(request);
+        Box::pin(async move {
+            let Ok(response) = answer.await;
+            response
+        })
+    }
+}
+
 /// Every route of the data port.
-pub fn router(state: State, noop_route: bool) -> Router {
+fn router(state: State, infer: Admission<infer::Infer>, noop_route: bool) -> Router {
     // ===== predictions =====
     // Admission is a layer of its own kind: what lies inside it takes a request *with its permit*, so no handler
     // can be reached without one. It decides before the body is read.
-    let infer = Admission::layer(state.clone(), infer::Infer);
     let predict_v1 = Admission::layer(state.clone(), predict_v1::PredictV1);
     let predictions = Router::new()
-        .route("/v2/models/{model}/infer", post_service(infer.clone()))
-        .route("/v2/models/{model}/versions/{version}/infer", post_service(infer))
+        // Most of these go the short way: see `direct.rs`.
+        .route(direct::INFER, post_service(infer.clone()))
+        .route(direct::INFER_VERSION, post_service(infer))
         .route("/v1/models/{model}", post_service(predict_v1).get(control::v1_status))
         // Only here, only if asked: clients offer gzip with every request and decode it in answers of `infer` alone.
         .layer(

@@ -16,8 +16,9 @@ const SIZES: usize = 13;
 const LEARNING_SHIFT: u32 = 3;
 /// Nothing learned yet.
 const UNKNOWN: u64 = 0;
-/// Twice the rows must save this part of the cost of a row, or runs stay as small as they are: 1/10.
-const WORTH: u64 = 10;
+/// Twice the rows must save this part of the cost of a row, or runs stay as small as they are: 1/40. It is only asked while more
+/// rows wait than one run takes, and then a fortieth of a row's cost, for every row, is more than the wait for a longer run.
+const WORTH: u64 = 40;
 /// A size that did not pay is tried again after so many runs that could have been larger.
 const TRY_AGAIN_AFTER: u32 = 512;
 
@@ -142,12 +143,14 @@ mod tests {
 
     #[test]
     fn runs_grow_as_long_as_it_pays() {
-        let table: [(&[u64], usize); 8] = [
+        let table: [(&[u64], usize); 10] = [
             (&[], 0),
             (&[100], 1),
             (&[100, 60], 2),
-            (&[100, 60, 59], 1),
-            (&[100, 91], 0),
+            (&[100, 60, 60], 1),
+            (&[100, 60, 58], 3),
+            (&[100, 98], 2),
+            (&[100, 99], 0),
             (&[100, 120], 0),
             (&[0, 0, 50], 3),
             (&[100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 9, 8, 7], 12),

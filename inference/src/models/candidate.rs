@@ -182,6 +182,7 @@ impl Candidate {
             contract: session.contract().clone(),
             placement: placement.clone(),
             digest: verified.digest.to_string(),
+            short_digest: verified.digest.to_string().into_bytes().into_iter().take(12).collect(),
             verified: verified.verified,
             load: times,
             example: golden.cases.first().map(|case| case.inputs.clone()),

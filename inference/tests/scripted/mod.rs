@@ -307,7 +307,8 @@ impl House {
     ) -> Result<Pending, PredictError> {
         let model = self.models.model("m")?;
         let serving = model.serving(version)?;
-        let deadline = serving.deadline(Instant::now(), Some(allowance));
+        let now = Instant::now();
+        let deadline = serving.deadline(now, Some(allowance), now);
         let ask = Ask {
             class: Class::Default,
             client: 1,

@@ -1,15 +1,15 @@
-//! Admission as a tower `Layer`: decides before the body is read, and hands the permit inward.
+//! Admission: decides before the body is read, and hands the permit inward.
 //!
-//! The service inside takes an [`Admitted`] request, not a plain one, so a handler without a permit does not type-check.
-//! Nothing here waits for capacity: `poll_ready` is always ready and `call` decides at once. (The stock
+//! The [`Handler`] inside takes an [`Admitted`] request, not a plain one, so one without a permit does not type-check.
+//! Nothing here waits for capacity: `poll_ready` is always ready and `answer` decides at once. (The stock
 //! `ConcurrencyLimit` + `LoadShed` decide in `poll_ready`, where a task that has used up its cooperative budget looks
 //! like a full server.)
 
 use super::State;
-use super::client::{client, requested_class};
+use super::client::{Peer, client, requested_class};
 use super::error::ApiError;
 use super::headers::requested_deadline;
-use super::observe::{Arrived, RequestId};
+use super::observe::{Arrived, Observation, RequestId};
 use super::upload;
 use axum::body::Body;
 use axum::http::request::Parts;
@@ -45,25 +45,95 @@ pub(super) struct Admitted {
     pub(super) arrived: Instant,
 }
 
-/// The admission service around `S`.
-#[derive(Clone)]
-pub(super) struct Admission<S> {
-    state: State,
-    inner: S,
+/// What answers requests that were let in.
+pub(super) trait Handler: Clone + Send + Sync + 'static {
+    /// The answer to `admitted`.
+    fn handle(
+        self,
+        admitted: Admitted,
+    ) -> impl Future<Output = Result<Response<Body>, ApiError>> + Send;
 }
 
-impl<S> Admission<S> {
+/// Who asks, and since when.
+pub(super) struct Caller {
+    pub(super) id: RequestId,
+    pub(super) arrived: Arrived,
+    pub(super) peer: Option<Peer>,
+}
+
+/// Admission in front of `H`.
+#[derive(Clone)]
+pub(super) struct Admission<H> {
+    state: State,
+    inner: H,
+}
+
+impl<H: Handler> Admission<H> {
     /// Puts admission in front of `inner`.
-    pub(super) fn layer(state: State, inner: S) -> Self {
+    pub(super) fn layer(state: State, inner: H) -> Self {
         Admission { state, inner }
+    }
+
+    /// Lets the request in and has it answered, or refuses it.
+    pub(super) fn answer(
+        &self,
+        request: Request<Body>,
+        caller: Caller,
+    ) -> impl Future<Output = Response<Body>> + Send + use<H> {
+        let (parts, body) = request.into_parts();
+        let Caller { id, arrived: Arrived(arrived), peer } = caller;
+        // Here and not in the future, which is then smaller by what only the decision needs.
+        let begun = match decide(&self.state, &parts, peer, arrived) {
+            Err(error) => Err(Box::pin(refuse(error, id, parts.headers, body))),
+            Ok(Place { model, serving, permit, deadline, class }) => {
+                let tally = Tally {
+                    model,
+                    serving: Arc::clone(&serving),
+                    class: permit.class(),
+                    arrived,
+                    ended: None,
+                };
+                let headers = parts.headers;
+                let admitted =
+                    Admitted { headers, body, serving, permit, deadline, class, arrived };
+                Ok((Box::pin(self.inner.clone().handle(admitted)), tally, id))
+            }
+        };
+        async move {
+            let (handled, mut tally, id) = match begun {
+                Ok(begun) => begun,
+                Err(refused) => return refused.await,
+            };
+            match handled.await {
+                Ok(response) => {
+                    tally.end(Outcome::Ok);
+                    response
+                }
+                Err(error) => {
+                    tally.end(error.outcome());
+                    tally.explain(&error, &id);
+                    error.answer(Some(&id))
+                }
+            }
+        }
     }
 }
 
-impl<S> Service<Request<Body>> for Admission<S>
-where
-    S: Service<Admitted, Response = Response<Body>, Error = ApiError> + Clone + Send + 'static,
-    S::Future: Send,
-{
+/// A small body is read and thrown away, so that its client reads the answer and not a reset.
+async fn refuse(error: ApiError, id: RequestId, headers: HeaderMap, body: Body) -> Response<Body> {
+    // Who waits for `100 Continue` has sent nothing yet, and reading would ask for it.
+    let expects = headers.contains_key(header::EXPECT);
+    let read_whole = !expects && upload::discard(body).await;
+    let mut answer = error.answer(Some(&id));
+    if !read_whole {
+        // The rest of the body would be taken for the next request.
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
+}
+
+/// As a route of the router, where the layers around it have left what they know in the request.
+impl<H: Handler> Service<Request<Body>> for Admission<H> {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -73,53 +143,15 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (parts, body) = request.into_parts();
-        let id = parts.extensions.get::<RequestId>().cloned();
-        let arrived = parts
-            .extensions
-            .get::<Arrived>()
-            .map_or_else(Instant::now, |Arrived(arrived)| *arrived);
-        let decision = decide(&self.state, &parts, arrived);
-        let mut inner = self.inner.clone();
-        Box::pin(async move {
-            let place = match decision {
-                Ok(place) => place,
-                Err(error) => {
-                    // A small body is read and thrown away, so that its client reads the answer and not a reset.
-                    // Who waits for `100 Continue` has sent nothing yet, and reading would ask for it.
-                    let expects = parts.headers.contains_key(header::EXPECT);
-                    let read_whole = !expects && upload::discard(body).await;
-                    let mut answer = error.answer(id.as_ref());
-                    if !read_whole {
-                        // The rest of the body would be taken for the next request.
-                        let close = HeaderValue::from_static("close");
-                        answer.headers_mut().insert(header::CONNECTION, close);
-                    }
-                    return Ok(answer);
-                }
-            };
-            let Place { model, serving, permit, deadline, class } = place;
-            let mut tally = Tally {
-                model,
-                serving: Arc::clone(&serving),
-                class: permit.class(),
-                arrived,
-                ended: None,
-            };
-            let headers = parts.headers;
-            let admitted = Admitted { headers, body, serving, permit, deadline, class, arrived };
-            Ok(match inner.call(admitted).await {
-                Ok(response) => {
-                    tally.end(Outcome::Ok);
-                    response
-                }
-                Err(error) => {
-                    tally.end(error.outcome());
-                    tally.explain(&error, id.as_ref());
-                    error.answer(id.as_ref())
-                }
-            })
-        })
+        let known = request.extensions();
+        let observation = || Observation::begin(&self.state, &request);
+        let caller = Caller {
+            id: known.get::<RequestId>().cloned().unwrap_or_else(|| observation().id),
+            arrived: known.get::<Arrived>().copied().unwrap_or_else(|| observation().arrived),
+            peer: known.get::<Peer>().copied(),
+        };
+        let answer = self.answer(request, caller);
+        Box::pin(async move { Ok(answer.await) })
     }
 }
 
@@ -133,7 +165,12 @@ struct Place {
 }
 
 /// The decision, O(1), from the head of the request alone.
-fn decide(state: &State, parts: &Parts, arrived: Instant) -> Result<Place, ApiError> {
+fn decide(
+    state: &State,
+    parts: &Parts,
+    peer: Option<Peer>,
+    arrived: Instant,
+) -> Result<Place, ApiError> {
     let headers = &parts.headers;
     let target = Target::of(parts.uri.path())?;
     let model = state.0.models.model(&target.model)?;
@@ -155,10 +192,10 @@ fn decide(state: &State, parts: &Parts, arrived: Instant) -> Result<Place, ApiEr
     let class = requested_class(headers).map_err(refused)?;
     let ask = Ask {
         class: class.unwrap_or_default(),
-        client: client(parts, state.0.client_header.as_ref()),
+        client: client(headers, peer, state.0.client_header.as_ref()),
         bytes: bytes.unwrap_or(UNANNOUNCED_BYTES),
-        deadline: serving.deadline(arrived, deadline).at,
-        now: Instant::now(),
+        deadline: serving.deadline(arrived, deadline, arrived).at,
+        now: arrived,
     };
     let admission = state.0.models.gate().admit(model.gate(), serving.backlog(), &ask);
     let permit = admission.map_err(|shed| {
@@ -228,7 +265,7 @@ impl Tally {
     }
 
     /// Says what a person on call should know, once, where the request ends.
-    fn explain(&self, error: &ApiError, id: Option<&RequestId>) {
+    fn explain(&self, error: &ApiError, id: &RequestId) {
         match error {
             ApiError::Predict(PredictError::Shed(shed)) => {
                 self.model.shed().count(shed.reason, self.class);
@@ -236,7 +273,7 @@ impl Tally {
             _ if error.outcome() == Outcome::Failed => tracing::error!(
                 model = %self.serving.model,
                 version = self.serving.version,
-                request_id = id.map(RequestId::as_str),
+                request_id = id.as_str(),
                 %error,
                 "prediction failed"
             ),

@@ -14,8 +14,9 @@ use std::sync::Arc;
 /// First twelve hex digits of the digest of what answered.
 pub(super) const MODEL_DIGEST: HeaderName = HeaderName::from_static("x-model-digest");
 
-/// Length of the JSON part of an answer with binary tensors, bytes.
-const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+/// Length of the JSON part of a body with binary tensors, bytes.
+pub(super) static JSON_LENGTH: HeaderName =
+    HeaderName::from_static("inference-header-content-length");
 
 /// Form of an answer, as the request asked for it.
 pub(super) struct Form {
@@ -85,7 +86,7 @@ fn respond(serving: &Serving, encoded: Encoded) -> Response<Body> {
         Some(length) => {
             headers
                 .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-            headers.insert(JSON_LENGTH, HeaderValue::from(length));
+            headers.insert(&JSON_LENGTH, HeaderValue::from(length));
         }
     }
     add_digest(headers, serving);
@@ -94,8 +95,7 @@ fn respond(serving: &Serving, encoded: Encoded) -> Response<Body> {
 
 /// Tells which bytes answered.
 pub(super) fn add_digest(headers: &mut axum::http::HeaderMap, serving: &Serving) {
-    let short = serving.digest.get(..12).unwrap_or_default();
-    if let Ok(value) = HeaderValue::from_str(short) {
+    if let Ok(value) = HeaderValue::from_maybe_shared(serving.short_digest.clone()) {
         headers.insert(MODEL_DIGEST, value);
     }
 }

@@ -31,12 +31,16 @@ pub(super) async fn read(
     bounds: &Bounds,
     permit: Option<&mut Permit>,
 ) -> Result<Bytes, ApiError> {
-    let body = collect(body, bounds.bytes, permit);
-    match &bounds.deadline {
-        None => body.await,
-        Some(deadline) => tokio::time::timeout_at(deadline.at.into(), body)
-            .await
-            .unwrap_or_else(|_elapsed| Err(deadline.error("was read").into())),
+    let limit = bounds.bytes;
+    match bounds.deadline {
+        None => collect(body, limit, permit).await,
+        // Boxed, because few clients name one, and everybody else's request would be larger by it.
+        Some(deadline) => {
+            let body = collect(body, limit, permit);
+            Box::pin(tokio::time::timeout_at(deadline.at.into(), body))
+                .await
+                .unwrap_or_else(|_elapsed| Err(deadline.error("was read").into()))
+        }
     }
 }
 
@@ -99,6 +103,14 @@ pub(super) async fn offload<T: Send + 'static>(
     if bytes <= OFFLOAD_ABOVE_BYTES {
         return Ok(work());
     }
+    Box::pin(elsewhere(deadline, work)).await
+}
+
+/// Runs `work` on a blocking thread.
+async fn elsewhere<T: Send + 'static>(
+    deadline: Option<Deadline>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
     // Dropping the handle alone would leave it in the queue of the blocking threads.
     let job = AbortOnDrop(tokio::task::spawn_blocking(work));
     let joined = match deadline {

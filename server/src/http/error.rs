@@ -301,6 +301,11 @@ impl tower_http::catch_panic::ResponseForPanic for Panicked {
     }
 }
 
+/// The answer where a handler panicked.
+pub(super) fn panicked(id: &RequestId) -> Response<Body> {
+    ApiError::Internal("a mistake of its own, while it handled this request").answer(Some(id))
+}
+
 /// An error together with the id of its request, as handlers return it.
 pub(super) struct Failed(pub(super) ApiError, pub(super) Option<RequestId>);
 

@@ -1,12 +1,13 @@
 //! Deadlines that clients send in headers.
 
 use super::error::ApiError;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName};
 use balm_inference::clip::clipped;
 use std::time::Duration;
 
-const REQUEST_TIMEOUT_MS: &str = "x-request-timeout-ms";
-const GRPC_TIMEOUT: &str = "grpc-timeout";
+// As names and not as text, which would be checked and hashed with every request.
+static REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The shortest of the deadlines that the headers ask for; `None` when they ask for none.
 ///
@@ -14,11 +15,11 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// protocol: `H M S m u n`. Zero is neither: for some clients it means "at once" and for others "never", and a guess
 /// would be wrong for one of them. (The parameter `timeout` of a body may be 0, which Triton's clients send for "none".)
 pub(super) fn requested_deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
-    let milliseconds = text(headers, REQUEST_TIMEOUT_MS)?
+    let milliseconds = text(headers, &REQUEST_TIMEOUT_MS)?
         .map(|value| {
             let millis = value.parse::<u64>().ok().filter(|millis| *millis > 0);
             millis.map(Duration::from_millis).ok_or_else(|| ApiError::Header {
-                name: REQUEST_TIMEOUT_MS,
+                name: REQUEST_TIMEOUT_MS.as_str(),
                 problem: format!(
                     "{:?} is not a whole number of milliseconds from 1; leave the header out to ask for no deadline",
                     clipped(value)
@@ -26,10 +27,10 @@ pub(super) fn requested_deadline(headers: &HeaderMap) -> Result<Option<Duration>
             })
         })
         .transpose()?;
-    let grpc = text(headers, GRPC_TIMEOUT)?
+    let grpc = text(headers, &GRPC_TIMEOUT)?
         .map(|value| {
             grpc_timeout(value).ok_or_else(|| ApiError::Header {
-                name: GRPC_TIMEOUT,
+                name: GRPC_TIMEOUT.as_str(),
                 problem: format!(
                     "{:?} is not up to eight digits, not all zero, and one of the units H M S m u n",
                     clipped(value)
@@ -43,12 +44,16 @@ pub(super) fn requested_deadline(headers: &HeaderMap) -> Result<Option<Duration>
     })
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, ApiError> {
+/// The text of a header.
+pub(super) fn text<'a>(
+    headers: &'a HeaderMap,
+    name: &'static HeaderName,
+) -> Result<Option<&'a str>, ApiError> {
     headers
         .get(name)
         .map(|value| {
             value.to_str().map_err(|_| ApiError::Header {
-                name,
+                name: name.as_str(),
                 problem: "the value is not ASCII text".to_owned(),
             })
         })

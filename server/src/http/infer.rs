@@ -1,12 +1,13 @@
 //! `POST /v2/models/{m}[/versions/{v}]/infer`: from an admitted request to its answer.
 
-use super::admit::Admitted;
-use super::answer::{self, Form};
+use super::admit::{Admitted, Handler};
+use super::answer::{self, Form, JSON_LENGTH};
 use super::body::{self, Bounds};
 use super::error::ApiError;
+use super::headers::text;
 use crate::oip::DecodeLimits;
 use crate::oip::encoding::decompress;
-use crate::oip::request::{HEADER_LENGTH, InferRequest, RawInput, decode_infer};
+use crate::oip::request::{InferRequest, RawInput, decode_infer};
 use crate::oip::response::check_output;
 use axum::body::Body;
 use axum::http::{HeaderMap, Response, header};
@@ -15,28 +16,19 @@ use balm_inference::predict::{Deadline, PredictError, Prediction};
 use balm_inference::tensor::{NamedTensor, Tensor};
 use balm_inference::version::Serving;
 use bytes::Bytes;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
-use tower::Service;
+use std::time::{Duration, Instant};
 
 /// The infer handler, inside admission.
 #[derive(Clone)]
 pub(super) struct Infer;
 
-impl Service<Admitted> for Infer {
-    type Response = Response<Body>;
-    type Error = ApiError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ApiError>> + Send>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), ApiError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, admitted: Admitted) -> Self::Future {
-        Box::pin(infer(admitted))
+impl Handler for Infer {
+    fn handle(
+        self,
+        admitted: Admitted,
+    ) -> impl Future<Output = Result<Response<Body>, ApiError>> + Send {
+        infer(admitted)
     }
 }
 
@@ -52,21 +44,20 @@ struct Prepared {
 
 async fn infer(admitted: Admitted) -> Result<Response<Body>, ApiError> {
     let Admitted { headers, body, serving, mut permit, deadline, class, arrived } = admitted;
-    let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
+    let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked), arrived));
     let body = read(&serving, body, &mut permit, limit).await?;
-    let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
-    let size = decoded_size(&serving, &mut permit, encoding.as_deref(), body.len())?;
+    let encoding = text(&headers, &header::CONTENT_ENCODING)?;
+    let size = decoded_size(&serving, &mut permit, encoding, body.len())?;
     let decoding = {
         let serving = Arc::clone(&serving);
-        let header_length = text(&headers, HEADER_LENGTH)?;
-        move || prepare(&serving, &body, encoding.as_deref(), header_length.as_deref())
+        move || prepare(&serving, &body, &headers)
     };
     let Prepared { inputs, timeout, priority, form, bytes } =
         body::offload(size, limit, decoding).await??;
     if let Some(more) = bytes.checked_sub(permit.bytes()) {
         permit.reserve(more).map_err(PredictError::Shed)?;
     }
-    let deadline = serving.deadline(arrived, shorter(deadline, timeout));
+    let deadline = serving.deadline(arrived, shorter(deadline, timeout), Instant::now());
     // What stands in the head was the ground of admission and holds.
     let class = class.or(priority.map(Class::of_priority));
     let prediction = run(&serving, inputs, form.selected.clone(), deadline, class, permit).await?;
@@ -117,12 +108,9 @@ pub(super) fn decoded_size(
 }
 
 /// Decompresses, decodes and checks: pure work on bytes.
-fn prepare(
-    serving: &Serving,
-    body: &Bytes,
-    encoding: Option<&str>,
-    header_length: Option<&str>,
-) -> Result<Prepared, ApiError> {
+fn prepare(serving: &Serving, body: &Bytes, headers: &HeaderMap) -> Result<Prepared, ApiError> {
+    let encoding = text(headers, &header::CONTENT_ENCODING)?;
+    let header_length = text(headers, &JSON_LENGTH)?;
     let limit = usize::try_from(serving.settings.max_body_bytes).unwrap_or(usize::MAX);
     let body = decompress(body.clone(), encoding, limit)?;
     let raw = RawInput { inputs: &serving.contract.inputs, batched: serving.contract.is_batched() };
@@ -162,17 +150,4 @@ pub(super) fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Durati
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
-}
-
-/// The text of a header, owned because decoding may move to another thread.
-pub(super) fn text(headers: &HeaderMap, name: &str) -> Result<Option<String>, ApiError> {
-    headers
-        .get(name)
-        .map(|value| {
-            value.to_str().map(str::to_owned).map_err(|_| ApiError::Field {
-                field: format!("header {name}"),
-                problem: "the value is not ASCII text".to_owned(),
-            })
-        })
-        .transpose()
 }

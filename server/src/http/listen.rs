@@ -16,9 +16,9 @@ pub(super) use request::BodyFault;
 pub use request::BodyPace;
 pub use server::Sockets;
 
+use super::DataPort;
 use super::metrics::HttpMetrics;
 use crate::config::ListenAddr;
-use axum::Router;
 use server::Server;
 use std::fmt;
 use std::io;
@@ -169,7 +169,7 @@ impl Bound {
     /// [`ListenError`], when the runtime does not take the socket.
     pub async fn serve(
         self,
-        router: Router,
+        port: DataPort,
         sockets: Sockets,
         metrics: HttpMetrics,
         mut stop: watch::Receiver<bool>,
@@ -177,7 +177,7 @@ impl Bound {
         closed: impl FnOnce(),
     ) -> Result<usize, ListenError> {
         let door = self.door()?;
-        let server = Server::new(router, sockets, metrics, stop.clone());
+        let server = Server::new(port, sockets, metrics, stop.clone());
         loop {
             tokio::select! {
                 () = accept(&door, &server) => {}

@@ -55,6 +55,11 @@ impl HttpMetrics {
         self.connections_closed[reason as usize].inc();
     }
 
+    /// The counter of answers with 200 on `route`, for whoever counts many.
+    pub(super) fn answered(&self, route: &str) -> IntCounter {
+        self.requests.with_label_values(&[route, status_text(200)])
+    }
+
     pub(super) fn count(&self, route: &str, status: u16) {
         self.requests.with_label_values(&[route, status_text(status)]).inc();
     }

@@ -1,58 +1,51 @@
 //! `POST /v1/models/{m}:predict`: the older, shorter dialect of TensorFlow Serving and KServe, for a person with curl.
 
-use super::admit::Admitted;
+use super::admit::{Admitted, Handler};
 use super::answer;
 use super::body;
 use super::error::ApiError;
-use super::infer::{accept, decoded_size, read, run, text};
+use super::headers::text;
+use super::infer::{accept, decoded_size, read, run};
 use crate::oip::DecodeLimits;
 use crate::oip::encoding::decompress;
 use crate::oip::v1::{PredictForm, PredictRequest, decode_predict, encode_predict};
 use axum::body::Body;
-use axum::http::{HeaderValue, Response, header};
+use axum::http::{HeaderMap, HeaderValue, Response, header};
 use balm_inference::predict::PredictError;
 use balm_inference::tensor::Tensor;
 use balm_inference::version::Serving;
 use bytes::Bytes;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use tower::Service;
+use std::time::Instant;
 
 /// The v1 predict handler, inside admission.
 #[derive(Clone)]
 pub(super) struct PredictV1;
 
-impl Service<Admitted> for PredictV1 {
-    type Response = Response<Body>;
-    type Error = ApiError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, ApiError>> + Send>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), ApiError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, admitted: Admitted) -> Self::Future {
-        Box::pin(predict(admitted))
+impl Handler for PredictV1 {
+    fn handle(
+        self,
+        admitted: Admitted,
+    ) -> impl Future<Output = Result<Response<Body>, ApiError>> + Send {
+        predict(admitted)
     }
 }
 
 async fn predict(admitted: Admitted) -> Result<Response<Body>, ApiError> {
     let Admitted { headers, body, serving, mut permit, deadline, class, arrived } = admitted;
-    let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked)));
+    let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked), arrived));
     let body = read(&serving, body, &mut permit, limit).await?;
-    let encoding = text(&headers, header::CONTENT_ENCODING.as_str())?;
-    let size = decoded_size(&serving, &mut permit, encoding.as_deref(), body.len())?;
+    let encoding = text(&headers, &header::CONTENT_ENCODING)?;
+    let size = decoded_size(&serving, &mut permit, encoding, body.len())?;
     let decoding = {
         let serving = Arc::clone(&serving);
-        move || prepare(&serving, &body, encoding.as_deref())
+        move || prepare(&serving, &body, &headers)
     };
     let (inputs, form, bytes) = body::offload(size, limit, decoding).await??;
     if let Some(more) = bytes.checked_sub(permit.bytes()) {
         permit.reserve(more).map_err(PredictError::Shed)?;
     }
-    let deadline = serving.deadline(arrived, deadline);
+    let deadline = serving.deadline(arrived, deadline, Instant::now());
     let all: Vec<usize> = (0..serving.contract.outputs.len()).collect();
     let prediction = run(&serving, inputs, all, deadline, class, permit).await?;
     let size = prediction.outputs.iter().map(Tensor::byte_size).sum();
@@ -74,7 +67,8 @@ async fn predict(admitted: Admitted) -> Result<Response<Body>, ApiError> {
 
 type Prepared = (Vec<Tensor>, PredictForm, u64);
 
-fn prepare(serving: &Serving, body: &Bytes, encoding: Option<&str>) -> Result<Prepared, ApiError> {
+fn prepare(serving: &Serving, body: &Bytes, headers: &HeaderMap) -> Result<Prepared, ApiError> {
+    let encoding = text(headers, &header::CONTENT_ENCODING)?;
     let limit = usize::try_from(serving.settings.max_body_bytes).unwrap_or(usize::MAX);
     let body = decompress(body.clone(), encoding, limit)?;
     let PredictRequest { inputs, form } =

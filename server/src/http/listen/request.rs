@@ -1,13 +1,12 @@
 //! One request of a connection: its body at the pace that is asked of clients, and its answer to the end.
 
 use super::activity::{Activity, Open, Reason};
+use crate::http::DataPort;
 use crate::http::client::Peer;
-use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::http::{Request, Response, Version};
 use bytes::Bytes;
 use hyper::body::{Frame, Incoming, SizeHint};
-use hyper_util::service::TowerToHyperService;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -51,7 +50,7 @@ pub(in crate::http) enum BodyFault {
 /// The service of one connection.
 #[derive(Clone)]
 pub(super) struct Requests {
-    pub(super) router: TowerToHyperService<Router>,
+    pub(super) port: DataPort,
     pub(super) peer: Option<Peer>,
     pub(super) activity: Arc<Activity>,
     pub(super) pace: BodyPace,
@@ -65,13 +64,11 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let mut open = self.activity.open(request.version());
         let piece = if request.version() == Version::HTTP_2 { H2_PIECE } else { usize::MAX };
-        let mut request = request.map(|body| RequestBody::new(body, &self.activity, self.pace));
-        if let Some(peer) = self.peer {
-            request.extensions_mut().insert(peer);
-        }
-        let answer = hyper::service::Service::call(&self.router, request);
+        let request =
+            request.map(|body| Body::new(RequestBody::new(body, &self.activity, self.pace)));
+        let answer = self.port.answer(request, self.peer);
         Box::pin(async move {
-            let answer = answer.await?;
+            let answer = answer.await;
             open.moved();
             Ok(answer.map(|body| Answer { body, rest: Bytes::new(), piece, open }))
         })

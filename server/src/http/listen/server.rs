@@ -5,12 +5,11 @@ use super::linger::Linger;
 use super::patience::{Patience, Spares};
 use super::request::{BodyPace, Requests};
 use super::socket::{Socket, Stream};
+use crate::http::DataPort;
 use crate::http::client::Peer;
 use crate::http::metrics::HttpMetrics;
-use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -80,7 +79,7 @@ pub struct Sockets {
 
 /// What all connections share.
 struct Shared {
-    router: TowerToHyperService<Router>,
+    port: DataPort,
     builder: auto::Builder<TokioExecutor>,
     places: Arc<Semaphore>,
     closers: Arc<Semaphore>,
@@ -101,13 +100,13 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(
-        router: Router,
+        port: DataPort,
         sockets: Sockets,
         metrics: HttpMetrics,
         stop: watch::Receiver<bool>,
     ) -> Self {
         let shared = Shared {
-            router: TowerToHyperService::new(router),
+            port,
             builder: builder(sockets.h2_window),
             places: Arc::new(Semaphore::new(sockets.connections)),
             closers: Arc::new(Semaphore::new(CLOSERS_MAX)),
@@ -232,7 +231,7 @@ impl Shared {
         let peer = stream.peer().map(Peer);
         let socket = Socket::new(stream, Arc::clone(activity), Arc::clone(&self.closers));
         let service = Requests {
-            router: self.router.clone(),
+            port: self.port.clone(),
             peer,
             activity: Arc::clone(activity),
             pace: self.pace,
