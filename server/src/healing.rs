@@ -3,7 +3,7 @@
 use crate::pulse::{Pulse, TICK};
 use crate::worker::Worker;
 use balm_inference::models::Models;
-use balm_probes::Cause;
+use balm_probes::{Cause, Reason};
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -11,6 +11,15 @@ use std::time::Instant;
 
 /// A runtime that answers the tick before the last is in time.
 const IN_TIME_TICKS: u64 = 1;
+
+/// What the supervisor is to count it as.
+fn cause(reason: Reason) -> Cause {
+    match reason {
+        Reason::ProviderSticky => Cause::Gpu,
+        Reason::MemoryLeak | Reason::MemoryHigh => Cause::Memory,
+        _ => Cause::Lanes,
+    }
+}
 
 /// Has `models` looked after with each tick, and told how late the runtime behind `pulse` is. What cannot be healed from within is
 /// told to the supervisor through `worker`, where there is one. The thread ends with the process, or when nobody holds the
@@ -33,7 +42,7 @@ pub fn start(models: Models, pulse: &Arc<Pulse>, worker: Option<Arc<Worker>>) ->
             if let Some(verdict) = models.worker_verdict()
                 && let Some(worker) = worker.take()
             {
-                worker.replace_me(Cause::Lanes, verdict.sentence());
+                worker.replace_me(cause(verdict.decision.reason), verdict.sentence());
             }
             thread::sleep(TICK);
         }

@@ -309,6 +309,10 @@ def toml(config: Config) -> str:
     return "\n".join(sections)
 
 
+class NotListed(AssertionError):
+    """`/status` does not tell of something."""
+
+
 class Server:
     """`balm serve`, as a child of this process, on ports that the kernel chose."""
 
@@ -365,7 +369,11 @@ class Server:
         """`wait_until`, but a server that has ended is not waited for."""
 
         def alive() -> Any:
-            value = state()
+            try:
+                value = state()
+            except NotListed:
+                # Before its worker has said what there is.
+                value = None
             if not value and self.process.poll() is not None:
                 raise AssertionError(f"the server ended with {self.process.returncode}; waited for: {what}")
             return value
@@ -518,7 +526,7 @@ class Server:
                 for candidate in entry["versions"]:
                     if candidate["version"] == version:
                         return candidate
-        raise AssertionError(f"/status has no version {version} of {model}")
+        raise NotListed(f"/status has no version {version} of {model}")
 
     def metrics(self) -> Metrics:
         """A scrape."""
@@ -641,3 +649,9 @@ def run(
 def base64_text(content: bytes) -> str:
     """As a load request carries files."""
     return base64.b64encode(content).decode()
+
+
+def restarts(server: Server) -> dict[str, float]:
+    """Workers that were replaced, by reason."""
+    found = server.metrics().find("balm_worker_restarts_total")
+    return {labels["reason"]: count for labels, count in found if count}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import onnx_models
-from harness import Repository, Server, Wire, json_input
+from harness import Repository, Server, Wire, json_input, restarts
 
 # Some ten seconds of one node, which looks up from it never.
 HANGS = 100_000
@@ -29,14 +29,20 @@ def boxes(count: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server(repository: Repository, start: Callable[..., Server]) -> Server:
-    """Serves a model that heeds no cancel, one that does, and one that can be made to fail."""
+def serve(repository: Repository, start: Callable[..., Server]) -> Callable[..., Server]:
+    """Starts a server of a model that heeds no cancel, one that does, and one that can be made to fail."""
     settings = "lanes = {}\n[limits]\nmax_wait_ms = 60000\n"
     repository.add("deaf", onnx_models.deaf(), settings=settings.format(2))
     repository.add("loop", onnx_models.loop(), settings=settings.format(1))
     repository.add("bomb", onnx_models.bomb(), settings=settings.format(1))
     config = {"defaults": {"threads": 1, "deadline_ms": 20_000, "max_deadline_ms": 20_000}}
-    return start(repository.path, config).wait_settled()
+    return lambda *flags: start(repository.path, config, flags=flags).wait_settled()
+
+
+@pytest.fixture
+def server(serve: Callable[..., Server]) -> Server:
+    """Such a server as it is by default."""
+    return serve()
 
 
 def hang(server: Server) -> float:
@@ -97,8 +103,10 @@ def test_a_lane_that_heeds_no_cancel_is_replaced(server: Server) -> None:
     assert server.version("deaf")["lanes"] == {"wanted": 2, "healthy": 2}, "and takes no lane with it"
 
 
-def test_all_lanes_hang_and_more_than_may_be_replaced(server: Server) -> None:
-    """T14, then T15: two are replaced, the third is the worker's end."""
+@pytest.mark.parametrize("flags", [[], ["--single-process"]], ids=["supervised", "single-process"])
+def test_all_lanes_hang_and_more_than_may_be_replaced(serve: Callable[..., Server], flags: list[str]) -> None:
+    """T14, then T15: two are replaced, the third is the worker's end, or, where there is no supervisor, the kubelet's turn."""
+    server = serve(*flags)
     begun = time.monotonic()
     wires = []
     body = json.dumps({"inputs": [boxes(HANGS)]}).encode()
@@ -112,16 +120,24 @@ def test_all_lanes_hang_and_more_than_may_be_replaced(server: Server) -> None:
     server.wait_for(lambda: server.probe("/ready").status == 200, "it serves again", 10)
     assert server.infer("deaf", boxes(10)).status == 200
     assert server.probe("/live").status == 200, "nobody has to restart it"
-    hang(server)
-    server.wait_for(lambda: server.probe("/live").status == 503, "it is said to be beyond repair")
-    answer = server.probe("/live")
-    assert "the worker has to be replaced; lanes hung too often: lane" in answer.text
     assert server.metrics().one("balm_lanes_abandoned") <= 2
-    assert server.metrics().one("balm_heal_actions_total", rung="worker", reason="lane_budget") == 1
     for wire in wires:
         answer = wire.answer()
         assert answer is not None and answer.status == 504
         wire.socket.close()
+    hang(server)
+    if not flags:
+        replaced = "lanes hung too often"
+        server.wait_for(lambda: restarts(server) == {"lanes": 1}, "the worker is replaced")
+        server.wait_for(lambda: server.probe("/ready").status == 200, "another serves")
+        assert replaced in server.status()["supervisor"]["last_end"]["how"]
+        assert server.infer("deaf", boxes(10)).status == 200
+        assert server.probe("/live").status == 200
+        return
+    server.wait_for(lambda: server.probe("/live").status == 503, "it is said to be beyond repair")
+    answer = server.probe("/live")
+    assert "the worker has to be replaced; lanes hung too often: lane" in answer.text
+    assert server.metrics().one("balm_heal_actions_total", rung="worker", reason="lane_budget") == 1
 
 
 def test_a_model_that_mostly_fails_is_closed_off_and_tried_again(server: Server) -> None:

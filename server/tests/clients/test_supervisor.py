@@ -28,7 +28,7 @@ import pytest
 
 import harness
 import onnx_models
-from harness import GLANCE_S, Repository, Server, json_input, wait_until
+from harness import GLANCE_S, Repository, Server, json_input, restarts, wait_until
 
 START = Callable[..., Server]
 X = np.array([1.0], np.float32)
@@ -48,12 +48,6 @@ def plus_one(server: Server) -> int:
     answer = server.infer("plus", json_input("x", "FP32", X))
     assert answer.status != 200 or answer.outputs()["y"].tolist() == [2.0]
     return answer.status
-
-
-def restarts(server: Server) -> dict[str, float]:
-    """Workers that were replaced, by reason."""
-    found = server.metrics().find("balm_worker_restarts_total")
-    return {labels["reason"]: count for labels, count in found if count}
 
 
 def exists(pid: int) -> bool:
