@@ -13,7 +13,10 @@ enum Phase {
     Waiting,
     Running(Arc<dyn Cancel>),
     Finished,
-    Cancelled,
+    /// Whether a lane had taken it up by then.
+    Cancelled {
+        begun: bool,
+    },
 }
 
 /// Where one job stands, shared by the lane that runs it and the request that waits for it.
@@ -34,7 +37,7 @@ impl RunToken {
                 *phase = Phase::Running(Arc::clone(canceller));
                 true
             }
-            Phase::Running(_) | Phase::Finished | Phase::Cancelled => false,
+            Phase::Running(_) | Phase::Finished | Phase::Cancelled { .. } => false,
         }
     }
 
@@ -63,27 +66,30 @@ impl RunToken {
         let mut phase = self.phase.lock();
         match &*phase {
             Phase::Waiting => {
-                *phase = Phase::Cancelled;
+                *phase = Phase::Cancelled { begun: false };
                 true
             }
             Phase::Running(canceller) => {
                 // Under the lock, so that `finish` waits and the lane cannot be at another job meanwhile.
                 canceller.cancel();
-                *phase = Phase::Cancelled;
+                *phase = Phase::Cancelled { begun: true };
                 false
             }
-            Phase::Finished | Phase::Cancelled => false,
+            Phase::Finished | Phase::Cancelled { .. } => false,
         }
     }
 
     /// Whether a lane has taken the job up.
     pub(crate) fn has_begun(&self) -> bool {
-        matches!(*self.phase.lock(), Phase::Running(_) | Phase::Finished)
+        matches!(
+            *self.phase.lock(),
+            Phase::Running(_) | Phase::Finished | Phase::Cancelled { begun: true }
+        )
     }
 
     /// Whether the job was cancelled, before or while it ran.
     pub(crate) fn is_cancelled(&self) -> bool {
-        matches!(*self.phase.lock(), Phase::Cancelled)
+        matches!(*self.phase.lock(), Phase::Cancelled { .. })
     }
 }
 
@@ -130,6 +136,7 @@ mod tests {
         waiting.cancel();
         assert!(!waiting.begin(&canceller), "cancelled while waiting: must not run");
         assert_eq!(lane.0.load(Ordering::SeqCst), 0);
+        assert!(!waiting.has_begun());
 
         let running = RunToken::new();
         assert!(running.begin(&canceller));
@@ -138,6 +145,8 @@ mod tests {
         assert_eq!(lane.0.load(Ordering::SeqCst), 1, "stopped once");
         running.finish();
         assert!(running.is_cancelled());
+        // Whoever cancelled: the watchdog may have been a moment before the request itself.
+        assert!(running.has_begun());
 
         let finished = RunToken::new();
         assert!(finished.begin(&canceller));

@@ -455,6 +455,9 @@ async fn a_session_that_went_wrong_is_healed_by_a_load() {
     house.script.wrong_builds.store(1, Ordering::SeqCst);
     until_ticking(&house, "it is called sick", |house| !house.ready());
     until_ticking(&house, "healed", House::ready);
+    house.until("told", |house| {
+        house.models.report().incidents.iter().all(|incident| incident.healed_after_ms.is_some())
+    });
     assert_eq!(house.script.builds.load(Ordering::SeqCst), 2);
     assert!(house.models.worker_verdict().is_none());
     let report = house.models.report();

@@ -163,7 +163,8 @@ impl Post {
     }
 }
 
+/// Rounded up, so that nothing is told to end before its time.
 fn milliseconds_until(end: Instant) -> u64 {
     let left = end.saturating_duration_since(Instant::now());
-    u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
