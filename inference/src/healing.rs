@@ -142,7 +142,7 @@ impl Healing {
         let mut state = self.state.lock();
         let now_ms = state.clock.now_ms();
         // Nobody here waits before a worker is replaced, so there is nothing to spread.
-        state.ladder.decide(trouble, now_ms, 0.0)
+        state.ladder.decide(trouble, now_ms)
     }
 
     /// The lanes that were abandoned and live, and one more that would hold `bytes`.

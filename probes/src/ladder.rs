@@ -4,17 +4,16 @@
 //! next rung. So nothing loops for ever, and whoever reads the log sees which rung did not help. All decisions are here; whoever
 //! asks has to carry them out.
 //!
-//! A worker asks about its lanes, a supervisor about its worker; a process that is both asks one ladder about everything.
+//! Its last rung is that the worker has to be replaced. What becomes of that, how often, and what comes after, is decided by
+//! [`crate::respawn`], in another process or by whoever started this one.
 
 use serde::{Deserialize, Serialize};
 
 use crate::budget::RepairBudget;
 use crate::watchdog::HungKind;
 
-mod journal;
 mod reason;
 
-pub use journal::{FatalEntry, FatalJournal};
 pub use reason::Reason;
 
 /// Lanes that may be replaced for a hang within [`LANE_WINDOW_MS`].
@@ -29,14 +28,6 @@ pub const ABANDONED_MEMORY_PERCENT: u64 = 30;
 pub const PROVIDER_REPAIRS: usize = 1;
 /// Milliseconds.
 pub const PROVIDER_WINDOW_MS: u64 = 600_000;
-/// Workers that may be replaced within [`WORKER_WINDOW_MS`].
-pub const WORKER_REPAIRS: usize = 5;
-/// Milliseconds.
-pub const WORKER_WINDOW_MS: u64 = 300_000;
-/// How long the first, second, … replacement of a worker within the window waits, milliseconds.
-const BACK_OFF_MS: [u64; WORKER_REPAIRS] = [0, 200, 1_000, 5_000, 15_000];
-/// How far the wait is spread, part of it to either side.
-const SPREAD: f64 = 0.2;
 
 /// The rungs, the mildest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,26 +43,14 @@ pub enum Rung {
     Provider,
     /// L4: go back to the version that served before.
     Version,
-    /// L5: end the worker and start another.
+    /// L5 and above: only another process helps.
     Worker,
-    /// L6: end the whole process, for whoever started it to see.
-    Exit,
-    /// L7: stay up without serving, and say why: starting again has been tried.
-    Park,
 }
 
 impl Rung {
     /// Every rung, the mildest first.
-    pub const ALL: [Rung; 8] = [
-        Rung::Shed,
-        Rung::Cancel,
-        Rung::Lane,
-        Rung::Provider,
-        Rung::Version,
-        Rung::Worker,
-        Rung::Exit,
-        Rung::Park,
-    ];
+    pub const ALL: [Rung; 6] =
+        [Rung::Shed, Rung::Cancel, Rung::Lane, Rung::Provider, Rung::Version, Rung::Worker];
 
     /// Name in lower case: the label of metrics.
     pub const fn as_str(self) -> &'static str {
@@ -82,8 +61,6 @@ impl Rung {
             Rung::Provider => "provider",
             Rung::Version => "version",
             Rung::Worker => "worker",
-            Rung::Exit => "exit",
-            Rung::Park => "park",
         }
     }
 
@@ -96,8 +73,6 @@ impl Rung {
             Rung::Provider => "another provider took over",
             Rung::Version => "the version before took over",
             Rung::Worker => "the worker has to be replaced",
-            Rung::Exit => "the process ends",
-            Rung::Park => "the server stays up without serving",
         }
     }
 }
@@ -148,18 +123,10 @@ pub enum Trouble {
     LaneNotBuilt,
     /// Nothing gets done, in any lane.
     Stalled,
-    /// The event loop of the data plane does not answer.
-    RuntimeWedged,
-    /// The worker does not answer its supervisor.
-    WorkerSilent,
-    /// The worker ended by itself.
-    WorkerDied,
     /// Memory is about to run out, by its slope.
     MemoryLeak,
     /// Memory is nearly used up and stays so.
     MemoryHigh,
-    /// The worker was killed and does not end.
-    Unkillable,
 }
 
 /// What is to be done.
@@ -169,14 +136,6 @@ pub struct Decision {
     pub rung: Rung,
     /// Why.
     pub reason: Reason,
-    /// How long to wait before it, milliseconds.
-    pub delay_ms: u64,
-}
-
-impl Decision {
-    fn at_once(rung: Rung, reason: Reason) -> Self {
-        Decision { rung, reason, delay_ms: 0 }
-    }
 }
 
 /// The rungs that can be carried out here beside those that always can.
@@ -194,7 +153,6 @@ pub struct Ladder {
     means: Means,
     lanes: RepairBudget,
     providers: RepairBudget,
-    workers: RepairBudget,
 }
 
 impl Ladder {
@@ -205,69 +163,48 @@ impl Ladder {
             means,
             lanes: RepairBudget::new(LANE_REPAIRS, LANE_WINDOW_MS),
             providers: RepairBudget::new(providers, PROVIDER_WINDOW_MS),
-            workers: RepairBudget::new(WORKER_REPAIRS, WORKER_WINDOW_MS),
         }
     }
 
-    /// What is to be done about `trouble` at `now_ms`; spends the budget of that rung. `jitter` between -1 and 1 spreads the
-    /// wait before a worker is replaced.
-    pub fn decide(&mut self, trouble: Trouble, now_ms: u64, jitter: f64) -> Decision {
+    /// What is to be done about `trouble` at `now_ms`; spends the budget of that rung.
+    pub fn decide(&mut self, trouble: Trouble, now_ms: u64) -> Decision {
+        let decision = |rung, reason| Decision { rung, reason };
         match trouble {
-            Trouble::PastDeadline => Decision::at_once(Rung::Cancel, Reason::Deadline),
+            Trouble::PastDeadline => decision(Rung::Cancel, Reason::Deadline),
             Trouble::LaneHung { kind, abandoned } => {
                 if abandoned.has_room() && self.lanes.try_spend(now_ms) {
-                    Decision::at_once(Rung::Lane, Reason::hung(kind))
+                    decision(Rung::Lane, Reason::hung(kind))
                 } else {
-                    self.replace_worker(Reason::LaneBudget, now_ms, jitter)
+                    decision(Rung::Worker, Reason::LaneBudget)
                 }
             }
             Trouble::CanaryFailed => {
                 if self.lanes.try_spend(now_ms) {
-                    Decision::at_once(Rung::Lane, Reason::Canary)
+                    decision(Rung::Lane, Reason::Canary)
                 } else {
-                    self.replace_worker(Reason::LaneBudget, now_ms, jitter)
+                    decision(Rung::Worker, Reason::LaneBudget)
                 }
             }
             Trouble::ProviderFailed { sticky: true } => {
-                self.replace_worker(Reason::ProviderSticky, now_ms, jitter)
+                decision(Rung::Worker, Reason::ProviderSticky)
             }
             Trouble::ProviderFailed { sticky: false } => {
                 if self.providers.try_spend(now_ms) {
-                    Decision::at_once(Rung::Provider, Reason::Provider)
+                    decision(Rung::Provider, Reason::Provider)
                 } else {
-                    self.replace_worker(Reason::ProviderBudget, now_ms, jitter)
+                    decision(Rung::Worker, Reason::ProviderBudget)
                 }
             }
             Trouble::VersionHarmful if self.means.version => {
-                Decision::at_once(Rung::Version, Reason::VersionHarmful)
+                decision(Rung::Version, Reason::VersionHarmful)
             }
-            Trouble::VersionHarmful => self.replace_worker(Reason::VersionHarmful, now_ms, jitter),
-            Trouble::LaneNotBuilt => self.replace_worker(Reason::LaneBuild, now_ms, jitter),
-            Trouble::Stalled => self.replace_worker(Reason::Stall, now_ms, jitter),
-            Trouble::RuntimeWedged => self.replace_worker(Reason::RuntimeWedged, now_ms, jitter),
-            Trouble::WorkerSilent => self.replace_worker(Reason::WorkerSilent, now_ms, jitter),
-            Trouble::WorkerDied => self.replace_worker(Reason::WorkerDied, now_ms, jitter),
-            Trouble::MemoryLeak => self.replace_worker(Reason::MemoryLeak, now_ms, jitter),
-            Trouble::MemoryHigh => self.replace_worker(Reason::MemoryHigh, now_ms, jitter),
-            Trouble::Unkillable => Decision::at_once(Rung::Exit, Reason::Unkillable),
+            Trouble::VersionHarmful => decision(Rung::Worker, Reason::VersionHarmful),
+            Trouble::LaneNotBuilt => decision(Rung::Worker, Reason::LaneBuild),
+            Trouble::Stalled => decision(Rung::Worker, Reason::Stall),
+            Trouble::MemoryLeak => decision(Rung::Worker, Reason::MemoryLeak),
+            Trouble::MemoryHigh => decision(Rung::Worker, Reason::MemoryHigh),
         }
     }
-
-    fn replace_worker(&mut self, reason: Reason, now_ms: u64, jitter: f64) -> Decision {
-        let before = self.workers.spent(now_ms);
-        if self.workers.try_spend(now_ms) {
-            let delay_ms = BACK_OFF_MS.get(before).map_or(0, |wait| spread(*wait, jitter));
-            Decision { rung: Rung::Worker, reason, delay_ms }
-        } else {
-            Decision::at_once(Rung::Exit, Reason::WorkerBudget)
-        }
-    }
-}
-
-/// `wait_ms`, a fifth more or less by `jitter`, which is between -1 and 1. What is no number is no jitter.
-fn spread(wait_ms: u64, jitter: f64) -> u64 {
-    let jitter = if jitter.is_nan() { 0.0 } else { jitter.clamp(-1.0, 1.0) };
-    (wait_ms as f64 * (1.0 + SPREAD * jitter)).round() as u64
 }
 
 #[cfg(test)]

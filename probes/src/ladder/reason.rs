@@ -36,23 +36,15 @@ pub enum Reason {
     RuntimeWedged,
     /// Lanes would have had to be replaced too often.
     LaneBudget,
-    /// The worker did not answer.
-    WorkerSilent,
-    /// The worker ended by itself.
-    WorkerDied,
     /// Memory was about to run out, by its slope.
     MemoryLeak,
     /// Memory was nearly used up for too long.
     MemoryHigh,
-    /// Workers would have had to be replaced too often.
-    WorkerBudget,
-    /// The worker was killed and did not end.
-    Unkillable,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 20] = [
+    pub const ALL: [Reason; 16] = [
         Reason::Deadline,
         Reason::HungSpinning,
         Reason::HungBlocked,
@@ -67,12 +59,8 @@ impl Reason {
         Reason::Stall,
         Reason::RuntimeWedged,
         Reason::LaneBudget,
-        Reason::WorkerSilent,
-        Reason::WorkerDied,
         Reason::MemoryLeak,
         Reason::MemoryHigh,
-        Reason::WorkerBudget,
-        Reason::Unkillable,
     ];
 
     /// That a lane is hung in this way.
@@ -101,12 +89,8 @@ impl Reason {
             Reason::Stall => "stall",
             Reason::RuntimeWedged => "runtime_wedged",
             Reason::LaneBudget => "lane_budget",
-            Reason::WorkerSilent => "worker_silent",
-            Reason::WorkerDied => "worker_died",
             Reason::MemoryLeak => "memory_leak",
             Reason::MemoryHigh => "memory_high",
-            Reason::WorkerBudget => "worker_budget",
-            Reason::Unkillable => "unkillable",
         }
     }
 
@@ -127,12 +111,8 @@ impl Reason {
             Reason::Stall => "no run ended in any lane",
             Reason::RuntimeWedged => "the event loop did not answer",
             Reason::LaneBudget => "lanes hung too often",
-            Reason::WorkerSilent => "the worker did not answer",
-            Reason::WorkerDied => "the worker died",
             Reason::MemoryLeak => "memory was about to run out",
             Reason::MemoryHigh => "memory was nearly used up",
-            Reason::WorkerBudget => "workers were replaced too often",
-            Reason::Unkillable => "the worker was killed and did not end",
         }
     }
 }
