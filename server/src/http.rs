@@ -1,6 +1,6 @@
 //! The data port: the Open Inference Protocol over HTTP, and the layers around it.
 //!
-//! The whole stack stands in [`router`], each layer with its reason.
+//! The whole stack stands in `router`, each layer with its reason; `direct.rs` is the short way past it.
 
 mod admit;
 mod answer;

@@ -8,22 +8,21 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import re
 import signal
-import socket
-import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tensors import DTYPES, binary_body, binary_input, json_input
+from wire import SOCKET_S, Answer, ask
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED_MODELS = ROOT / "models"
@@ -32,10 +31,6 @@ SHIPPED_MODELS = ROOT / "models"
 PATIENCE_S = 30.0
 # How often a state is looked at.
 GLANCE_S = 0.01
-# No exchange with a server may hang longer than this.
-SOCKET_S = 30.0
-
-SIZE_HEADER = "Inference-Header-Content-Length"
 
 # Servers whose standard error is shown when a test fails.
 RUNNING: list[Server] = []
@@ -65,198 +60,6 @@ def wait_until(state: Callable[[], Any], what: str, patience_s: float = PATIENCE
         if time.monotonic() > end:
             raise AssertionError(f"not within {patience_s:g} s: {what}")
         time.sleep(GLANCE_S)
-
-
-# ===== HTTP =====
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response, read to its end."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON, by the grammar: Python's own NaN and Infinity are refused."""
-
-        def refuse(word: str) -> None:
-            raise ValueError(f"{word} is not JSON")
-
-        return json.loads(self.body, parse_constant=refuse)
-
-    @property
-    def text(self) -> str:
-        """The body as text."""
-        return self.body.decode()
-
-    @property
-    def error(self) -> str:
-        """The sentence of an error answer, whose form is checked by the way."""
-        assert self.headers.get_content_type() == "application/json", self
-        members = self.json
-        assert isinstance(members["error"], str) and members["error"], members
-        assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", members["code"]), members
-        assert members["request_id"] == self.headers["x-request-id"], (members, self.headers.items())
-        return members["error"]
-
-    def outputs(self) -> dict[str, np.ndarray]:
-        """The outputs of a prediction by name, whichever way each of them came."""
-        assert self.status == 200, self
-        size = self.headers.get(SIZE_HEADER)
-        head = self.body if size is None else self.body[: int(size)]
-        raw = b"" if size is None else self.body[int(size) :]
-        found = {}
-        for output in json.loads(head)["outputs"]:
-            length = output.get("parameters", {}).get("binary_data_size")
-            if length is None:
-                array = np.array(output["data"], dtype=DTYPES[output["datatype"]])
-            else:
-                array, raw = from_bytes(output["datatype"], raw[:length]), raw[length:]
-            found[output["name"]] = array.reshape(output["shape"])
-        assert raw == b"", f"{len(raw)} bytes are left over"
-        return found
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = connect("unix:" + self._path, self.timeout)
-
-
-def connect(address: str, timeout_s: float = SOCKET_S) -> socket.socket:
-    """A connected socket. `address` is `host:port` or `unix:/path`."""
-    if address.startswith("unix:"):
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(timeout_s)
-        sock.connect(address.removeprefix("unix:"))
-        return sock
-    host, port = address.rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout_s)
-
-
-def ask(
-    address: str,
-    method: str,
-    path: str,
-    body: bytes | str | None = None,
-    headers: Mapping[str, str] | None = None,
-    timeout_s: float = SOCKET_S,
-) -> Answer:
-    """One request on a connection of its own."""
-    if address.startswith("unix:"):
-        connection: http.client.HTTPConnection = _UnixConnection(address.removeprefix("unix:"), timeout_s)
-    else:
-        connection = http.client.HTTPConnection(address, timeout=timeout_s)
-    data = body.encode() if isinstance(body, str) else body
-    try:
-        connection.request(method, path, data, dict(headers or {}))
-        response = connection.getresponse()
-        return Answer(response.status, response.headers, response.read())
-    finally:
-        connection.close()
-
-
-class Wire:
-    """A connection on which every byte is the test's own."""
-
-    def __init__(self, address: str, timeout_s: float = SOCKET_S) -> None:
-        self.socket = connect(address, timeout_s)
-
-    def __enter__(self) -> Wire:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def send(self, data: bytes) -> None:
-        """Sends bytes; a server that has closed already is no error here, its answer tells."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.socket.sendall(data)
-
-    def head(self, method: str, path: str, headers: Mapping[str, object]) -> None:
-        """Sends the head of a request, and no body."""
-        lines = [f"{method} {path} HTTP/1.1", "Host: test", *(f"{name}: {value}" for name, value in headers.items())]
-        self.send("\r\n".join([*lines, "", ""]).encode())
-
-    def first_line(self) -> str:
-        """The status line that comes next, which stays to be read: `100 Continue` would show here."""
-        line = self.socket.recv(64, socket.MSG_PEEK)
-        return line.split(b"\r\n")[0].decode()
-
-    def answer(self) -> Answer | None:
-        """The response, or None when the server closed without one."""
-        response = http.client.HTTPResponse(self.socket)
-        try:
-            response.begin()
-            return Answer(response.status, response.headers, response.read())
-        except (http.client.RemoteDisconnected, ConnectionResetError, http.client.BadStatusLine):
-            return None
-        finally:
-            response.close()
-
-
-# ===== the protocol's tensors =====
-
-DTYPES: dict[str, Any] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,
-}
-
-
-def to_bytes(datatype: str, array: np.ndarray) -> bytes:
-    """A tensor in the binary form of the protocol, written here anew so that no client library vouches for itself."""
-    if datatype != "BYTES":
-        return np.ascontiguousarray(array).tobytes()
-    elements = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel()]
-    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
-
-
-def from_bytes(datatype: str, raw: bytes) -> np.ndarray:
-    """The inverse of `to_bytes`, flat. BF16 comes as the 16 bits that it is."""
-    if datatype != "BYTES":
-        return np.frombuffer(raw, dtype=np.uint16 if datatype == "BF16" else DTYPES[datatype])
-    elements = []
-    while raw:
-        (length,) = struct.unpack_from("<I", raw)
-        elements.append(raw[4 : 4 + length])
-        raw = raw[4 + length :]
-    return np.array(elements, dtype=np.object_)
-
-
-def json_input(name: str, datatype: str, array: np.ndarray, nested: bool = False) -> dict[str, Any]:
-    """An input with its elements in JSON."""
-    data = array.tolist() if nested else array.ravel().tolist()
-    return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": data}
-
-
-def binary_input(name: str, datatype: str, array: np.ndarray) -> tuple[dict[str, Any], bytes]:
-    """An input whose bytes follow the JSON."""
-    raw = to_bytes(datatype, array)
-    head = {"name": name, "datatype": datatype, "shape": list(array.shape)}
-    return head | {"parameters": {"binary_data_size": len(raw)}}, raw
-
-
-def binary_body(request: Mapping[str, Any], *raws: bytes) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a request with binary inputs."""
-    head = json.dumps(request).encode()
-    return head + b"".join(raws), {SIZE_HEADER: str(len(head))}
 
 
 # ===== metrics =====

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import onnx_models
-from harness import Repository, Server, json_input
+from harness import Repository, Server
+from tensors import json_input
 
 LANES = 4
 REQUESTS = 400

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 import onnx_models
-from harness import SIZE_HEADER, Answer, Metrics, Repository, Server, Wire, binary_body, binary_input, json_input
+from harness import Metrics, Repository, Server
+from tensors import SIZE_HEADER, binary_body, binary_input, json_input
+from wire import Answer, Wire
 
 FLOWER = np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)
 SETOSA = 0

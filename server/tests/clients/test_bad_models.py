@@ -14,7 +14,9 @@ import pytest
 
 import harness
 import onnx_models
-from harness import Answer, Repository, Server, golden_case, json_input, sha256, write_manifest
+from harness import Repository, Server, golden_case, sha256, write_manifest
+from tensors import json_input
+from wire import Answer
 
 GOOD = onnx_models.plus(1)
 OTHER = onnx_models.plus(2)

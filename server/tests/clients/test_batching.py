@@ -11,7 +11,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnx_models
-from harness import Repository, Server, json_input
+from harness import Repository, Server
+from tensors import json_input
 
 REQUESTS = 400
 

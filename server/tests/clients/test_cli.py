@@ -16,7 +16,8 @@ import pytest
 
 import harness
 import onnx_models
-from harness import Repository, Server, json_input
+from harness import Repository, Server
+from tensors import json_input
 
 USAGE, INTEGRITY, LIBRARY, IO = 64, 65, 69, 74
 START = Callable[..., Server]

@@ -12,7 +12,9 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 import onnx_models
-from harness import Answer, Repository, Server, Wire, base64_text, json_input, sha256
+from harness import Repository, Server, base64_text, sha256
+from tensors import json_input
+from wire import Answer, Wire
 
 X = np.array([1.0], np.float32)
 

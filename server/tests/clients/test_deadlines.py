@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import onnx_models
-from harness import Answer, Repository, Server, Wire, json_input
+from harness import Repository, Server
+from tensors import json_input
+from wire import Answer, Wire
 
 ENDLESS = 1 << 62
 # How late an answer may be, on a machine that has other things to do.

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import onnx_models
-from harness import Repository, Server, json_input
+from harness import Repository, Server
+from tensors import json_input
 
 
 def answer(server: Server, model: str) -> list[list[float]]:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import onnx_models
-from harness import Repository, Server, Wire, json_input, restarts
+from harness import Repository, Server, restarts
+from tensors import json_input
+from wire import Wire
 
 # Some ten seconds of one node, which looks up from it never.
 HANGS = 100_000

@@ -19,7 +19,9 @@ import pytest
 
 import harness
 import onnx_models
-from harness import Repository, Server, Wire, json_input
+from harness import Repository, Server
+from tensors import json_input
+from wire import Wire
 
 START = Callable[..., Server]
 X = np.array([1.0], np.float32)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import onnx_models
-from harness import Metrics, Repository, Server, Wire, json_input
+from harness import Metrics, Repository, Server
+from tensors import json_input
+from wire import Wire
 
 X = np.array([1.0, 2.0], np.float32)
 

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 import numpy as np
-from harness import SHIPPED_MODELS, Server, json_input
+from harness import SHIPPED_MODELS, Server
+from tensors import json_input
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import SIZE_HEADER, Server, Wire, ask, binary_body, binary_input, from_bytes, json_input, to_bytes
+from harness import Server
+from tensors import SIZE_HEADER, binary_body, binary_input, from_bytes, json_input, to_bytes
+from wire import Wire, ask
 
 FLOWER = np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)
 FEATURES = json_input("features", "FP32", FLOWER)

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 import onnx_models
-from harness import ROOT, Repository, Server, golden_case, json_input
+from harness import ROOT, Repository, Server, golden_case
+from tensors import json_input
 
 pytestmark = pytest.mark.overload
 

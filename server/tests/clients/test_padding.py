@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import onnx_models
-from harness import Answer, Repository, Server, json_input
+from harness import Repository, Server
+from tensors import json_input
+from wire import Answer
 
 ROWS_SHARE_A_RUN = "[batching]\nmax_delay_ms = 500\nmax_rows = 4\n"
 PADDING = "[batching.padding]\nx = 0\nmask = 0.0\n"

@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import harness
+import wire
 import onnx_models
-from harness import GLANCE_S, Answer, Repository, Server, Wire, golden_case, json_input
+from harness import GLANCE_S, Repository, Server, golden_case
+from tensors import json_input
+from wire import Answer, Wire
 
 START = Callable[..., Server]
 X = np.array([1.0], np.float32)
@@ -67,13 +69,13 @@ def test_every_probe_is_there_under_its_aliases(shipped: Server) -> None:
 def test_the_management_port_knows_nothing_else(shipped: Server) -> None:
     assert shipped.probe("/nothing").status == 404
     assert shipped.probe("/v2/models/iris/infer").status == 404
-    assert harness.ask(shipped.management, "POST", "/ready").status == 405
-    answer = harness.ask(shipped.management, "HEAD", "/ready")
+    assert wire.ask(shipped.management, "POST", "/ready").status == 405
+    answer = wire.ask(shipped.management, "HEAD", "/ready")
     assert (answer.status, answer.body) == (200, b"")
 
 
 def test_predictions_are_not_served_on_the_management_port_nor_metrics_on_the_data_port(shipped: Server) -> None:
-    assert harness.ask(shipped.management, "POST", "/v2/models/iris/infer", "{}").status in (404, 405)
+    assert wire.ask(shipped.management, "POST", "/v2/models/iris/infer", "{}").status in (404, 405)
     assert shipped.get("/metrics").status == 404
     assert shipped.get("/status").status == 404
 

@@ -10,7 +10,8 @@ import pytest
 
 import harness
 import onnx_models
-from harness import Repository, Server, json_input
+from harness import Repository, Server
+from tensors import json_input
 
 X = np.array([1.0], np.float32)
 START = Callable[..., Server]

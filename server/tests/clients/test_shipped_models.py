@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 import tritonclient.http as triton
 
-from harness import DTYPES, SHIPPED_MODELS, Server, json_input
+from harness import SHIPPED_MODELS, Server
+from tensors import DTYPES, json_input
 
 TOLERANCE = 1e-5
 

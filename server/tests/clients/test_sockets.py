@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import http2
-from harness import SHIPPED_MODELS, Answer, Server, Wire, binary_body, binary_input, json_input
+from harness import SHIPPED_MODELS, Server
+from tensors import binary_body, binary_input, json_input
+from wire import Answer, Wire
 from http2 import Http2
 
 HEADER_S, IDLE_S, WRITE_S = 1.5, 4.0, 1.5

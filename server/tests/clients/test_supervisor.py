@@ -21,14 +21,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import harness
+import wire
 import onnx_models
-from harness import GLANCE_S, Repository, Server, json_input, restarts, wait_until
+from harness import GLANCE_S, Repository, Server, restarts, wait_until
+from tensors import json_input
 
 START = Callable[..., Server]
 X = np.array([1.0], np.float32)
@@ -315,11 +316,11 @@ def test_as_process_1_it_reaps_strangers(tmp_path: Path, models: Path) -> None:
         management = lines[1].split("http://")[1].strip()
 
         def reaped() -> bool:
-            metrics = harness.Metrics(harness.ask(management, "GET", "/metrics").text)
+            metrics = harness.Metrics(wire.ask(management, "GET", "/metrics").text)
             return metrics.one("balm_reaped_processes_total") >= 1
 
         wait_until(reaped, "the orphan was reaped")
-        wait_until(lambda: harness.ask(management, "GET", "/ready").status == 200, "it serves as process 1")
+        wait_until(lambda: wire.ask(management, "GET", "/ready").status == 200, "it serves as process 1")
         (balm,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(balm), signal.SIGTERM)
         assert process.wait(15) == 0, process.stderr and process.stderr.read()
@@ -631,8 +632,8 @@ def test_sockets_of_a_service_manager_are_used(tmp_path: Path, models: Path, kin
         pass_fds=numbers,
     )
     try:
-        wait_until(lambda: harness.ask(probes, "GET", "/ready").status == 200, "it is ready at the port of the manager")
-        assert harness.ask(address, "GET", "/v2/health/ready").status == 200
+        wait_until(lambda: wire.ask(probes, "GET", "/ready").status == 200, "it is ready at the port of the manager")
+        assert wire.ask(address, "GET", "/v2/health/ready").status == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0, process.stderr and process.stderr.read()
         if kind == "unix":

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import Answer, Server, json_input
+from harness import Server
+from tensors import json_input
+from wire import Answer
 
 ROWS = [[5.1, 3.5, 1.4, 0.2], [6.7, 3.1, 5.6, 2.4]]
 
