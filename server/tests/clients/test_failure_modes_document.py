@@ -7,7 +7,10 @@ survive something new writes down what becomes of it.
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +29,17 @@ HEAD = ["fault", "seen", "done", "the client gets", "probes", "held by"]
 QUOTES = ["it says", "so", "do"]
 # Tests with one of these marks inject faults.
 MARKS = {"faults", "overload"}
-# Labels that people on call meet, each with the file and the enumeration that spells them.
+# Labels that people on call meet: the section that explains them, and the files and enumerations that spell them.
 LABELS = {
-    "worker restarts": ("probes/src/respawn/cause.rs", "Cause"),
-    "repairs": ("probes/src/ladder/reason.rs", "Reason"),
-    "rungs": ("probes/src/ladder.rs", "Rung"),
-    "shed requests": ("inference/src/admission/shed.rs", "ShedReason"),
-    "closed connections": ("server/src/http/listen/activity.rs", "Reason"),
+    "Workers are replaced": [("probes/src/respawn/cause.rs", "Cause")],
+    "Lanes hang": [("probes/src/ladder/reason.rs", "Reason"), ("probes/src/ladder.rs", "Rung")],
+    "Shedding for long": [("inference/src/admission/shed.rs", "ShedReason")],
+    "Connections are refused, reset or closed": [("server/src/http/listen/activity.rs", "Reason")],
+    "Requests are late or fail": [("inference/src/metrics.rs", "Outcome")],
 }
+
+# The table of alerts, whose second column has their expressions.
+ALERTS = ["alert", "when", "how soon", "section"]
 
 REFERENCE = re.compile(r"`([\w/]+\.(?:py|rs))::(\w+)`")
 # A crate is called like a metric, but a path goes on behind it.
@@ -182,14 +188,19 @@ def problems_of_metrics(page: str, known: set[str]) -> list[str]:
     return [f"{name} is not in docs/metrics.md" for name in sorted(set(METRIC.findall(page)) - known)]
 
 
+def section(page: str, heading: str) -> str:
+    """What stands below a heading of the second rank; nothing where there is none."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+    return found[1] if found else ""
+
+
 def problems_of_labels(page: str, expected: dict[str, set[str]]) -> list[str]:
-    """Labels of which a page says nothing."""
-    written = set(re.findall(r"`([a-z0-9_]+)`", page))
-    return [
-        f"nothing is said of {label}, a label of {what}"
-        for what, words in expected.items()
-        for label in sorted(words - written)
-    ]
+    """Labels of which the section that is there for them says nothing."""
+    found = []
+    for heading, words in expected.items():
+        written = set(re.findall(r"`([a-z0-9_]+)`", section(page, heading)))
+        found += [f"{heading!r} says nothing of {word}" for word in sorted(words - written)]
+    return found
 
 
 def problems_of_quotes(page: str, said: str) -> list[str]:
@@ -207,6 +218,12 @@ def problems_of_quotes(page: str, said: str) -> list[str]:
                     found.append(f"line {number}: nothing is quoted")
                 found += [f"line {number}: nobody says {piece!r}" for piece in pieces if piece and piece not in said]
     return found or ([] if count else ["there is no table of what a server says"])
+
+
+def code_of(cell: str) -> str:
+    """The one piece of code in a cell."""
+    (code,) = re.findall(r"`([^`]+)`", cell)
+    return code
 
 
 def anchors(page: str) -> set[str]:
@@ -270,8 +287,9 @@ def test_every_metric_that_is_named_exists(failure_modes: str, runbook: str) -> 
 
 
 def test_the_runbook_knows_every_label_that_an_alert_can_have(runbook: str) -> None:
-    expected = {what: labels(file, enumeration) for what, (file, enumeration) in LABELS.items()}
-    assert all(len(words) >= 6 for words in expected.values()), expected
+    spelled = {heading: [labels(*each) for each in enumerations] for heading, enumerations in LABELS.items()}
+    assert all(len(words) >= 6 for sets in spelled.values() for words in sets), spelled
+    expected = {heading: set().union(*sets) for heading, sets in spelled.items()}
     assert problems_of_labels(runbook, expected) == []
 
 
@@ -280,6 +298,20 @@ def test_what_the_runbook_quotes_is_what_the_server_says(runbook: str) -> None:
     # As the compiler joins lines of a string.
     said = re.sub(r"\\\n\s*", "", said)
     assert problems_of_quotes(runbook, said) == []
+
+
+def test_prometheus_understands_the_alerts(runbook: str, tmp_path: Path) -> None:
+    rows = [cells for head, found in tables(runbook) if head == ALERTS for _, cells in found]
+    rules = [{"alert": name, "expr": code_of(when)} for name, when, *_ in rows]
+    assert len(rules) >= 10
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here")
+    # JSON is YAML.
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps({"groups": [{"name": "balm", "rules": rules}]}))
+    checked = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, timeout=30)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("page", [FAILURE_MODES, RUNBOOK], ids=lambda page: page.name)
@@ -359,8 +391,9 @@ def test_metrics_labels_and_quotes_that_are_not_there_are_told() -> None:
         "balm_a_count is not in docs/metrics.md",
         "balm_c is not in docs/metrics.md",
     ]
-    assert problems_of_labels("`hang` and `lanes`", {"ends": {"hang", "lanes"}}) == []
-    assert problems_of_labels("hang", {"ends": {"hang"}}) == ["nothing is said of hang, a label of ends"]
+    ends = {"Ends": {"hang", "lanes"}}
+    assert problems_of_labels("## Ends\n`hang` and `lanes`\n## More\n", ends) == []
+    assert problems_of_labels("## Ends\n`hang`, lanes\n## More\n`lanes`", ends) == ["'Ends' says nothing of lanes"]
     page = "| it says | so | do |\n|---|---|---|\n| `it is … and {}` | x | y |\n"
     assert problems_of_quotes(page.format("well"), "it is {state} and well") == []
     assert problems_of_quotes(page.format("ill"), "it is {state} and well") == ["line 3: nobody says 'and ill'"]
