@@ -41,6 +41,14 @@ LABELS = {
 # The table of alerts, whose second column has their expressions.
 ALERTS = ["alert", "when", "how soon", "section"]
 
+# What is said not to be handled yet, and what would be in the sources outside `probes` if it were.
+NOT_YET = {
+    "A memory leak": r"\bTrouble::Memory(Leak|High)\b",
+    "Poison requests": r"\b(balm_probes|probes)::[\w:{ ,]*\b[Pp]oison",
+    "Rung L3": r"\bTrouble::ProviderFailed\b",
+    "Rung L4": r"\bTrouble::VersionHarmful\b",
+}
+
 REFERENCE = re.compile(r"`([\w/]+\.(?:py|rs))::(\w+)`")
 # A crate is called like a metric, but a path goes on behind it.
 METRIC = re.compile(r"\b((?:balm|nv|process)_[a-z0-9_]+)\b(?!::)")
@@ -220,6 +228,16 @@ def problems_of_quotes(page: str, said: str) -> list[str]:
     return found or ([] if count else ["there is no table of what a server says"])
 
 
+def problems_of_what_is_missing(page: str, sources: str) -> list[str]:
+    """What a page calls missing although it is there."""
+    missing = section(page, "Not handled yet")
+    return [
+        f"{words!r} are said not to be handled, but the sources have {pattern}"
+        for words, pattern in NOT_YET.items()
+        if f"- **{words}" in missing and re.search(pattern, sources)
+    ]
+
+
 def code_of(cell: str) -> str:
     """The one piece of code in a cell."""
     (code,) = re.findall(r"`([^`]+)`", cell)
@@ -300,6 +318,12 @@ def test_what_the_runbook_quotes_is_what_the_server_says(runbook: str) -> None:
     # As the compiler joins lines of a string.
     said = re.sub(r"\\\n\s*", "", said)
     assert problems_of_quotes(runbook, said) == []
+
+
+def test_what_is_said_to_be_missing_is_missing(failure_modes: str) -> None:
+    users = [path for path in sources() if path.is_relative_to(ROOT / "inference/src") or path.is_relative_to(ROOT / "server/src")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in users)
+    assert problems_of_what_is_missing(failure_modes, text) == []
 
 
 def test_prometheus_understands_the_alerts(runbook: str, tmp_path: Path) -> None:
@@ -400,6 +424,18 @@ def test_metrics_labels_and_quotes_that_are_not_there_are_told() -> None:
     assert problems_of_quotes(page.format("well"), "it is {state} and well") == []
     assert problems_of_quotes(page.format("ill"), "it is {state} and well") == ["line 3: nobody says 'and ill'"]
     assert problems_of_quotes("", "") == ["there is no table of what a server says"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Trouble::MemoryHigh", "use balm_probes::{Incident, poison};", "balm_probes::poison::Memory", "Trouble::VersionHarmful =>"],
+)
+def test_what_was_missing_and_came_is_told(line: str) -> None:
+    page = "## Not handled yet\n" + "".join(f"- **{words} and so on.** Some day.\n" for words in NOT_YET)
+    assert problems_of_what_is_missing(page, "Reason::MemoryHigh") == []
+    (problem,) = problems_of_what_is_missing(page, line)
+    assert "are said not to be handled" in problem
+    assert problems_of_what_is_missing(page.replace("yet", "at all"), line) == []
 
 
 def test_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
