@@ -95,6 +95,8 @@ pub(in crate::http) struct Activity {
     open: AtomicU32,
     /// Those of them whose answer has begun.
     answering: AtomicU32,
+    /// No request has come on it yet.
+    fresh: AtomicBool,
     /// When the last request ended.
     idle_since: AtomicU64,
     /// When the head that is coming began.
@@ -124,6 +126,7 @@ impl Activity {
             http2: AtomicBool::new(false),
             open: AtomicU32::new(0),
             answering: AtomicU32::new(0),
+            fresh: AtomicBool::new(true),
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(NEVER),
             moved: AtomicU64::new(0),
@@ -195,6 +198,7 @@ impl Activity {
         if version == Version::HTTP_2 {
             self.http2.store(true, Ordering::Relaxed);
         }
+        self.fresh.store(false, Ordering::Relaxed);
         self.unread.store(false, Ordering::Relaxed);
         self.head_since.store(NEVER, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::AcqRel);
@@ -219,6 +223,11 @@ impl Activity {
     /// Whether requests are under way.
     pub(super) fn is_busy(&self) -> bool {
         self.open.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether it was opened and its first request has not come yet, which may be on its way.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh.load(Ordering::Relaxed)
     }
 
     /// Whether the server may close without taking a word out of anybody's mouth.

@@ -11,12 +11,13 @@ use crate::http::metrics::HttpMetrics;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 
 /// What a connection of HTTP/1 may buffer in each direction; the head of a request must fit.
 const H1_BUFFER: usize = 128 * 1024;
@@ -44,6 +45,9 @@ const ROOM_WAIT: Duration = Duration::from_millis(250);
 const GOODBYE_WAIT: Duration = Duration::from_secs(1);
 /// and how long where another connection waits for the place.
 const EVICTION_WAIT: Duration = Duration::from_millis(100);
+/// How long a server that stops waits for the first request of a connection that it has taken. Its client had no chance to
+/// see that the server stops, and what it sends may be on its way.
+const FIRST_REQUEST_WAIT: Duration = Duration::from_millis(250);
 /// How long a connection beyond the bound may take to be told so.
 const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 
@@ -241,6 +245,7 @@ impl Shared {
         let mut connection = pin!(self.builder.serve_connection(TokioIo::new(socket), service));
         let mut stop = self.stop.clone();
         let mut stopping = false;
+        let mut first_request: Option<Pin<Box<Sleep>>> = None;
         loop {
             tokio::select! {
                 // The connection first, so that the other two see what it did.
@@ -262,6 +267,12 @@ impl Shared {
                 }
                 () = told(&mut stop), if !stopping => {
                     stopping = true;
+                    first_request = Some(Box::pin(sleep(FIRST_REQUEST_WAIT)));
+                }
+                () = poll_fn(|context| come_or_over(activity, &mut first_request, context)),
+                    if first_request.is_some() =>
+                {
+                    first_request = None;
                     if activity.is_quiet() {
                         activity.hush();
                     }
@@ -269,6 +280,18 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+/// Ready when the first request has come, or the time for it is over.
+fn come_or_over(
+    activity: &Activity,
+    time: &mut Option<Pin<Box<Sleep>>>,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    match time {
+        Some(time) if activity.is_fresh() => time.as_mut().poll(context),
+        _ => Poll::Ready(()),
     }
 }
 
