@@ -19,7 +19,9 @@ import pytest
 
 import harness
 import onnx_models
-from harness import Repository, Server, Wire, json_input, wait_until
+from harness import Repository, Server, wait_until
+from tensors import json_input
+from wire import Wire
 
 START = Callable[..., Server]
 
