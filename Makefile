@@ -61,8 +61,8 @@ test: ort venv ## every test: Rust, then real clients against the real binary
 	BALM_BIN=$(abspath $(TARGET_DIR))/debug/balm .venv/bin/python -m pytest -p no:cacheprovider $(CLIENTS)
 
 test-overload: ort venv ## eleven times the load, noisy neighbours, classes: scenarios in a fifth of their time
-	$(CARGO) build --release --workspace --locked
-	BALM_BIN=$(abspath $(TARGET_DIR))/release/balm .venv/bin/python -m pytest -p no:cacheprovider -m overload $(CLIENTS)
+	$(CARGO) build --workspace --locked
+	BALM_BIN=$(abspath $(TARGET_DIR))/debug/balm .venv/bin/python -m pytest -p no:cacheprovider -m overload $(CLIENTS)
 
 test-faults: ort venv ## crashes, hangs and stops of real processes: minutes
 	$(CARGO) build --workspace --locked
