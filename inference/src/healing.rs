@@ -4,12 +4,15 @@
 //! are looked at, and what is decided is carried out by `lane/repair.rs`. What cannot be healed in this process is said by
 //! [`WorkerVerdict`], for a supervisor to act on or for liveness to fail by.
 
+mod memory;
+
 use crate::lane::{Lanes, Watched};
 use crate::metrics::HealMetrics;
 use crate::version::unix_ms;
 use balm_probes::ladder::{Abandoned, Means};
 use balm_probes::watchdog::{Lag, Stall, TickClock, lag};
 use balm_probes::{Decision, Incident, Incidents, Ladder, Reason, Rung, Sighting, Trouble};
+use memory::Memory;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -45,6 +48,7 @@ pub(crate) struct Healing {
     /// The memory that the process may use, bytes; 0: nobody has set a limit.
     memory_limit: AtomicU64,
     verdict: OnceLock<WorkerVerdict>,
+    memory: Memory,
     metrics: HealMetrics,
     born: Instant,
 }
@@ -71,6 +75,7 @@ impl Healing {
             abandoned: Mutex::default(),
             memory_limit: AtomicU64::new(0),
             verdict: OnceLock::new(),
+            memory: Memory::default(),
             metrics,
             born: Instant::now(),
         }

@@ -254,16 +254,16 @@ impl App {
         }
         log_start(&config, host);
         let loader = Loader::start(&core.models)?;
-        let memory = config.admission.memory_limit_bytes;
-        if let Some(limit) = MemoryLimit::find(memory, host.memory_bytes.as_ref()) {
-            core.models.set_memory_limit(limit.bytes());
-            limit.watch(core.models.gate()).map_err(AppError::Thread)?;
-        }
-        register_threads(&core.registry, host, config.http.threads)?;
         let worker = match &front {
             Front::Management(_) => None,
             Front::Supervisor(worker) => Some(Arc::clone(worker)),
         };
+        let memory = config.admission.memory_limit_bytes;
+        if let Some(limit) = MemoryLimit::find(memory, host.memory_bytes.as_ref()) {
+            core.models.set_memory_limit(limit.bytes());
+            limit.watch(core.models.clone(), &pulse, worker.clone()).map_err(AppError::Thread)?;
+        }
+        register_threads(&core.registry, host, config.http.threads)?;
         healing::start(core.models.clone(), &pulse, worker).map_err(AppError::Thread)?;
         let engine = core.started()?;
         describe(&core.models, engine);

@@ -253,17 +253,21 @@ impl Supervisor {
             Some(farewell) => format!("{end}: {farewell}"),
             None => end.to_string(),
         };
-        let before = self.respawn.stage();
-        let cause = match before {
-            Stage::Killing { cause, .. } => cause,
-            _ => Cause::of(end),
-        };
+        let (before, cause) = (self.respawn.stage(), self.respawn.cause(end));
         self.last_end = Some(LastEnd { reason: cause, how: how.clone(), at_ms: unix_ms() });
         self.desk.connect(None);
-        if let Stage::Running | Stage::Killing { .. } = before {
+        if let Stage::Running | Stage::Killing { .. } | Stage::Recycling { .. } = before {
             self.broken_at.get_or_insert_with(Instant::now);
-            self.desk.metrics.replaced(cause, worker.in_flight);
-            tracing::error!(reason = cause.as_str(), how, lost = worker.in_flight, "worker ended");
+            // It said so last a tick ago, and has finished since.
+            let drained = matches!(before, Stage::Recycling { .. })
+                && end == End::Code(i32::from(Exit::Drained.code()));
+            let lost = if drained { 0 } else { worker.in_flight };
+            self.desk.metrics.replaced(cause, lost);
+            if drained {
+                tracing::warn!(reason = cause.as_str(), how, "worker finished, another comes");
+            } else {
+                tracing::error!(reason = cause.as_str(), how, lost, "worker ended");
+            }
         }
         let spread = RandomState::new().hash_one(worker.pid);
         self.happened(Event::Ended { end, spread })
@@ -287,6 +291,8 @@ impl Supervisor {
                     Action::Kill => self.kill(),
                     Action::Drain => self.desk.say(&ToWorker::Drain),
                     Action::DrainAtOnce => self.desk.say(&ToWorker::DrainAtOnce),
+                    Action::Recycle => self.desk.say(&ToWorker::Recycle),
+                    Action::Stay(cause) => self.stay(cause),
                     Action::Record(cause) => self.journal.record(cause, unix_ms()),
                     Action::Exit(departure) => return Some(departure),
                 }
@@ -305,6 +311,11 @@ impl Supervisor {
                     "killing the worker: {}",
                     cause.sentence()
                 );
+            }
+            Stage::Recycling { cause, .. } => {
+                self.broken_at.get_or_insert_with(Instant::now);
+                let why = self.worker.as_ref().and_then(|worker| worker.farewell.as_deref());
+                tracing::warn!(reason = cause.as_str(), why, "replacing the worker in order");
             }
             Stage::Waiting { until_ms, .. } => {
                 let pause_ms = until_ms.saturating_sub(self.respawn.clock_ms());
@@ -352,6 +363,15 @@ impl Supervisor {
         }
     }
 
+    /// The worker asked to be replaced once too often.
+    fn stay(&mut self, cause: Cause) {
+        // It is not its last word.
+        let why = self.worker.as_mut().and_then(|worker| worker.farewell.take());
+        tracing::error!(reason = cause.as_str(), why, "not replaced: that was done too often");
+        self.desk.metrics.stayed();
+        self.desk.say(&ToWorker::Stay);
+    }
+
     /// Takes no connections any more.
     fn close(&mut self) {
         if let Some(bound) = self.bound.take() {
@@ -366,6 +386,7 @@ impl Supervisor {
         let name = match stage {
             Stage::Running => "running",
             Stage::Killing { .. } => "killing",
+            Stage::Recycling { .. } => "recycling",
             Stage::Waiting { .. } => "waiting",
             Stage::Draining { .. } => "draining",
             Stage::Parked { .. } => "parked",

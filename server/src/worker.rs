@@ -176,7 +176,8 @@ impl Worker {
         self.say(&ToSupervisor::Closed);
     }
 
-    /// Asks to be replaced, for a reason that this process cannot mend. It is killed at once.
+    /// Asks to be replaced, for a reason that this process cannot mend. It is killed at once, but where the cause
+    /// [is orderly](Cause::is_orderly): then it is told to finish what it has, or to stay.
     pub fn replace_me(&self, cause: Cause, detail: String) {
         tracing::error!(cause = cause.as_str(), detail, "asking to be replaced");
         self.say(&ToSupervisor::Replace { cause, detail });
@@ -286,6 +287,15 @@ impl Worker {
             }
             ToWorker::DrainAtOnce => {
                 self.endings.tell(Ending::AtOnce);
+            }
+            ToWorker::Recycle => {
+                self.endings.tell(Ending::DrainNow);
+            }
+            ToWorker::Stay => {
+                tracing::warn!("not replaced: that was done too often lately");
+                if let Some(serving) = self.serving.get() {
+                    serving.models.memory_not_healed();
+                }
             }
             // Who asks does not wait for long; a question that finds no place is given up there.
             ToWorker::Metrics { question } => drop(questions.try_send(question)),

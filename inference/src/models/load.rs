@@ -98,6 +98,7 @@ impl Models {
             version.unload(&self.0);
         }
         model.elect();
+        self.0.healing.memory_changed();
         self.0.changed();
         Ok(())
     }
@@ -256,7 +257,10 @@ impl Inner {
             let (inner, model, version) =
                 (Arc::clone(self), Arc::clone(model), Arc::clone(version));
             let (settings, progress) = (settings.clone(), Arc::clone(&progress));
+            // Until the last of its sessions is built.
+            let changing = self.healing.memory_changes();
             move || {
+                let _changing = changing;
                 let candidate = Candidate { inner, model, version, settings, progress };
                 let (result, more) = match candidate.load() {
                     Ok(more) => (Ok(()), more),

@@ -35,7 +35,7 @@ pub(super) struct Desk {
 /// How the supervisor itself sees it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Standing {
-    /// `running`, `killing`, `waiting`, `draining`, `parked`, `fatal`.
+    /// `running`, `killing`, `recycling`, `waiting`, `draining`, `parked`, `fatal`.
     pub(super) stage: &'static str,
     /// The process of the worker; none while there is none.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -16,6 +16,7 @@ pub(super) struct SupervisorMetrics {
     up: IntGauge,
     parked: IntGauge,
     restarts: IntCounterVec,
+    stays: IntCounter,
     heal: Histogram,
     lost: IntCounter,
     lag: Gauge,
@@ -39,6 +40,10 @@ impl SupervisorMetrics {
                 "Whether the server has given up and only answers why.",
             )?,
             restarts: IntCounterVec::new(restarts, &["reason"])?,
+            stays: IntCounter::new(
+                "balm_worker_recycles_refused_total",
+                "Times that a worker asked to be replaced for its memory and was not, because that was done too often.",
+            )?,
             heal: Histogram::with_opts(
                 HistogramOpts::new(
                     "balm_worker_heal_seconds",
@@ -75,6 +80,7 @@ impl SupervisorMetrics {
         self.registry.register(Box::new(self.up.clone()))?;
         self.registry.register(Box::new(self.parked.clone()))?;
         self.registry.register(Box::new(self.restarts.clone()))?;
+        self.registry.register(Box::new(self.stays.clone()))?;
         self.registry.register(Box::new(self.heal.clone()))?;
         self.registry.register(Box::new(self.lost.clone()))?;
         self.registry.register(Box::new(self.lag.clone()))?;
@@ -98,6 +104,11 @@ impl SupervisorMetrics {
     pub(super) fn replaced(&self, cause: Cause, in_flight: u64) {
         self.restarts.with_label_values(&[cause.as_str()]).inc();
         self.lost.inc_by(in_flight);
+    }
+
+    /// A worker asked to be replaced in vain.
+    pub(super) fn stayed(&self) {
+        self.stays.inc();
     }
 
     pub(super) fn healed(&self, after: Duration) {
