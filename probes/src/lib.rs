@@ -5,6 +5,7 @@
 
 pub mod breaker;
 pub mod budget;
+pub mod flight;
 pub mod incident;
 pub mod ladder;
 pub mod liveness;

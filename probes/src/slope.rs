@@ -3,7 +3,8 @@
 //! Two figures are looked at, because a worker shares its limit with others (its supervisor, a shell, files in memory): what is
 //! used of the limit, by which the kernel kills, says how near the end is; what the worker itself holds says whether it is the
 //! one that grows, and what another worker in its place would give back. Nobody is replaced for what others use, or for what the
-//! models need: only where the worker has grown, by a twentieth of the limit, since they were loaded.
+//! models need: only where the worker has grown, by a twentieth of the limit, since they were loaded, and where the server could
+//! let somebody in without that.
 //!
 //! A line of least squares through what the worker holds says when 85 % of the limit will be used: one through the last ten
 //! minutes, and because a leak that begins after a long rest would hide in it, one through two minutes and one through thirty
@@ -105,7 +106,7 @@ impl Slope {
         self.high_since_ms = since(self.high_since_ms, HIGH_PERCENT);
         self.shut_since_ms = since(self.shut_since_ms, SHUT_PERCENT);
         self.keep(own, now_ms);
-        if !is_worth(own - least, limit) {
+        if !is_worth(usage, own - least) {
             return MemoryVerdict::Fine;
         }
         let lasts = |since_ms: Option<u64>, for_ms| {
@@ -165,9 +166,12 @@ impl Slope {
     }
 }
 
-/// Whether a worker that has grown by `grown` bytes would give back enough of `limit`.
-fn is_worth(grown: u64, limit: u64) -> bool {
+/// Whether another worker is worth it in place of one that has grown by `grown` bytes: it gives back enough, and the server can
+/// let somebody in then.
+fn is_worth(usage: Usage, grown: u64) -> bool {
+    let Usage { used, limit, .. } = usage;
     u128::from(grown) * 100 >= u128::from(limit) * u128::from(WORTH_PERCENT)
+        && !is_above(used.saturating_sub(grown), limit, SHUT_PERCENT)
 }
 
 fn is_above(used: u64, limit: u64, percent: u64) -> bool {

@@ -121,6 +121,14 @@ fn nobody_is_replaced_for_what_the_models_need() {
 }
 
 #[test]
+fn nobody_is_replaced_where_that_would_not_open_the_door() {
+    // A limit below what the server needs to be there at all, and a tenth of growth.
+    assert_eq!(first(|second| (960 + second.min(100)) * MB, 300), None);
+    let (second, verdict) = first(|second| (950 + second.min(100)) * MB, 300).unwrap();
+    assert_eq!((second, verdict), (50, High));
+}
+
+#[test]
 fn nobody_is_replaced_for_what_others_use() {
     // Another process of the control group leaks.
     let other =
