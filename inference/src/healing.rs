@@ -8,6 +8,7 @@ mod memory;
 
 use crate::lane::{Lanes, Watched};
 use crate::metrics::HealMetrics;
+use crate::recorder::{Recorder, Seat};
 use crate::version::unix_ms;
 use balm_probes::ladder::{Abandoned, Means};
 use balm_probes::watchdog::{Lag, Stall, TickClock, lag};
@@ -49,6 +50,8 @@ pub(crate) struct Healing {
     memory_limit: AtomicU64,
     verdict: OnceLock<WorkerVerdict>,
     memory: Memory,
+    /// Where it is written what runs, where somebody can read it after this process.
+    recorder: OnceLock<Recorder>,
     metrics: HealMetrics,
     born: Instant,
 }
@@ -76,6 +79,7 @@ impl Healing {
             memory_limit: AtomicU64::new(0),
             verdict: OnceLock::new(),
             memory: Memory::default(),
+            recorder: OnceLock::new(),
             metrics,
             born: Instant::now(),
         }
@@ -140,6 +144,16 @@ impl Healing {
             _ => {}
         }
         false
+    }
+
+    /// Lanes that come from now on write down what they run. Only the first recorder that is given does so.
+    pub(crate) fn record(&self, recorder: Recorder) {
+        let _ = self.recorder.set(recorder);
+    }
+
+    /// Where a lane of this version writes down what it runs, if that is done.
+    pub(crate) fn seat(&self, model: &str, version: u64, identity: u64) -> Option<Seat> {
+        self.recorder.get()?.seat(model, version, identity)
     }
 
     /// What is to be done about `trouble`.

@@ -16,11 +16,13 @@ use crate::link::{
 use crate::management::ManagementSource;
 use crate::pulse::{Pulse, TICK};
 use balm_inference::models::Models;
+use balm_inference::recorder::Recorder;
 use balm_probes::{Cause, HealthReport};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -54,6 +56,8 @@ pub struct Worker {
     endings: Endings,
     generation: u64,
     serving: OnceLock<Serving>,
+    /// Where it is to be written what runs, until somebody does.
+    memory: Mutex<Option<OwnedFd>>,
     /// There is a report that the supervisor does not have.
     owes_report: AtomicBool,
     /// Bytes of the last report.
@@ -106,7 +110,7 @@ impl Worker {
         stream: UnixStream,
         drain_timeout: Duration,
     ) -> Result<(Arc<Self>, Bound), WorkerError> {
-        let Received { hello, socket, incoming } = receive(&stream)?;
+        let Received { hello, socket, memory, incoming } = receive(&stream)?;
         stream.set_nonblocking(true)?;
         let bound = match hello.socket {
             SocketKind::Tcp => Bound::tcp(socket)?,
@@ -123,6 +127,7 @@ impl Worker {
             endings: Endings::default(),
             generation: hello.generation,
             serving: OnceLock::new(),
+            memory: Mutex::new(memory),
             owes_report: AtomicBool::new(false),
             report_bytes: AtomicUsize::new(0),
         });
@@ -155,6 +160,20 @@ impl Worker {
     /// Whether no worker came before this one.
     pub fn is_first(&self) -> bool {
         self.generation == 1
+    }
+
+    /// What writes down what runs, for the supervisor to read should this process die of it; once.
+    pub fn recorder(self: &Arc<Self>) -> Option<Recorder> {
+        let memory = File::from(self.memory.lock().take()?);
+        let worker = Arc::downgrade(self);
+        let survived = move |hash| {
+            if let Some(worker) = worker.upgrade() {
+                worker.say(&ToSupervisor::Survived { hash });
+            }
+        };
+        Recorder::open(memory, survived)
+            .inspect_err(|error| tracing::error!(%error, "what runs is not recorded"))
+            .ok()
     }
 
     /// From now on the supervisor is told how `models` stand, before whoever changed it goes on.

@@ -3,6 +3,7 @@
 use super::canary::Health;
 use super::{Model, Models};
 use crate::healing::WorkerVerdict;
+use crate::recorder::Recorder;
 use crate::version::Serving;
 use balm_probes::{Reason, Rung, Sighting, Trouble, Usage};
 use std::sync::Arc;
@@ -64,6 +65,11 @@ impl Models {
     /// What is asked for because of memory, while that lasts.
     pub fn memory_verdict(&self) -> Option<WorkerVerdict> {
         self.0.healing.memory_verdict()
+    }
+
+    /// Has what runs written down by `recorder`, for whoever sees this process die. To be called before anything is loaded.
+    pub fn record(&self, recorder: Recorder) {
+        self.0.healing.record(recorder);
     }
 
     /// Says how much memory the process may use, bytes: lanes that hang may hold no more than a part of it.

@@ -73,6 +73,11 @@ pub(crate) enum ToSupervisor {
     },
     /// Takes no connections any more.
     Closed,
+    /// A request that was there at a crash was run by itself, and did no harm.
+    Survived {
+        /// Which.
+        hash: u64,
+    },
     /// Must be replaced, for a reason that it cannot mend itself.
     Replace {
         /// Which.

@@ -2,8 +2,8 @@
 
 use balm_probes::{Cause, End};
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ pub(super) struct SupervisorMetrics {
     parked: IntGauge,
     restarts: IntCounterVec,
     stays: IntCounter,
+    remembered: IntGaugeVec,
     heal: Histogram,
     lost: IntCounter,
     lag: Gauge,
@@ -43,6 +44,13 @@ impl SupervisorMetrics {
             stays: IntCounter::new(
                 "balm_worker_recycles_refused_total",
                 "Times that a worker asked to be replaced for its memory and was not, because that was done too often.",
+            )?,
+            remembered: IntGaugeVec::new(
+                Opts::new(
+                    "balm_crash_requests",
+                    "Requests that are remembered because they were in a run when a worker died: suspect after one crash, refused after two.",
+                ),
+                &["state"],
             )?,
             heal: Histogram::with_opts(
                 HistogramOpts::new(
@@ -81,6 +89,7 @@ impl SupervisorMetrics {
         self.registry.register(Box::new(self.parked.clone()))?;
         self.registry.register(Box::new(self.restarts.clone()))?;
         self.registry.register(Box::new(self.stays.clone()))?;
+        self.registry.register(Box::new(self.remembered.clone()))?;
         self.registry.register(Box::new(self.heal.clone()))?;
         self.registry.register(Box::new(self.lost.clone()))?;
         self.registry.register(Box::new(self.lag.clone()))?;
@@ -94,6 +103,13 @@ impl SupervisorMetrics {
 
     pub(super) fn set_parked(&self, parked: bool) {
         self.parked.set(i64::from(parked));
+    }
+
+    pub(super) fn set_remembered(&self, suspects: usize, refused: usize) {
+        for (state, count) in [("suspect", suspects), ("refused", refused)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.remembered.with_label_values(&[state]).set(count);
+        }
     }
 
     pub(super) fn set_lag(&self, lag: Duration) {
