@@ -1,6 +1,6 @@
 //! What the subcommands do, and how each ends.
 
-use crate::app::{App, AppError, Front};
+use crate::app::{self, App, AppError, Core, Front};
 use crate::banner::{self, print};
 use crate::cli::{CheckArgs, ManifestArgs, ServeArgs};
 use crate::config::{Config, Flag};
@@ -10,7 +10,7 @@ use crate::listeners::Listeners;
 use crate::logs::Process;
 use crate::supervisor::{self, Supervisor};
 use crate::worker::Worker;
-use crate::{allocator, library, logs};
+use crate::{environment, library, logs};
 use balm_inference::engine::EngineError;
 use balm_inference::integrity::{RootDir, write_manifest};
 use balm_inference::repository::parse_version;
@@ -27,7 +27,7 @@ pub fn serve(arguments: &ServeArgs) -> Exit {
         (true, _) => work(config, &host),
         (false, false) => supervise(&config),
         (false, true) => {
-            allocator::settle();
+            environment::settle();
             serve_alone(config, &host)
         }
     };
@@ -36,14 +36,16 @@ pub fn serve(arguments: &ServeArgs) -> Exit {
 
 fn serve_alone(config: Config, host: &Host) -> Result<Exit, AppError> {
     let _log = logs::init(&config.log, None)?;
+    let engine = app::start_engine(&config)?;
     let Listeners { data, management } = Listeners::open(&config)?;
-    Ok(App::build(config, host, data, Front::Management(management))?.run())
+    Ok(App::build(config, host, engine, data, Front::Management(management))?.run())
 }
 
 fn work(config: Config, host: &Host) -> Result<Exit, AppError> {
     let _log = logs::init(&config.log, Some(Process::Worker))?;
+    let engine = app::start_engine(&config)?;
     let (worker, data) = Worker::begin(config.lifecycle.drain_timeout)?;
-    Ok(App::build(config, host, data, Front::Supervisor(worker))?.run())
+    Ok(App::build(config, host, engine, data, Front::Supervisor(worker))?.run())
 }
 
 fn supervise(config: &Config) -> Result<Exit, AppError> {
@@ -58,6 +60,7 @@ fn supervise(config: &Config) -> Result<Exit, AppError> {
 
 /// `balm check`: reads, hashes, loads and probes every model as `serve` would, and serves nothing.
 pub fn check(arguments: &CheckArgs) -> Exit {
+    environment::settle();
     let (config, host) = match configured(arguments.config.as_deref(), arguments.flags()) {
         Ok(found) => found,
         Err(exit) => return exit,
@@ -74,7 +77,8 @@ pub fn check(arguments: &CheckArgs) -> Exit {
     };
     let library = library::find(config.onnxruntime.library.as_deref());
     print(&format!("ONNX Runtime   {}\n\n", library.display()));
-    let core = match crate::app::Core::build(&config) {
+    let core = app::start_engine(&config).and_then(|engine| Core::build(&config, engine));
+    let core = match core {
         Ok(core) => core,
         Err(error) => return fail(exit_of(&error), &chain(&error)),
     };
