@@ -21,6 +21,7 @@ use crate::worker::{Worker, WorkerError};
 use balm_inference::admission::{Gate, GateLimits};
 use balm_inference::effective::ModelDefaults;
 use balm_inference::engine::onnx::OnnxEngine;
+use balm_inference::engine::rehearsal::{Faults, RehearsalEngine};
 use balm_inference::engine::starting::StartingEngine;
 use balm_inference::engine::{Engine, EngineError, EngineInfo};
 use balm_inference::metrics::Metrics;
@@ -108,11 +109,15 @@ pub struct Core {
 }
 
 impl Core {
-    /// Opens the repository; models can be read while the engine starts.
+    /// Opens the repository; models can be read while the engine starts. With `faults` it fails on command.
     ///
     /// # Errors
     /// [`AppError`].
-    pub fn build(config: &Config, engine: StartingEngine) -> Result<Self, AppError> {
+    pub fn build(
+        config: &Config,
+        engine: StartingEngine,
+        faults: Option<Arc<Faults>>,
+    ) -> Result<Self, AppError> {
         let repository = Repository::open(&config.repository.path)?;
         let engine = Arc::new(engine);
         let registry = Registry::new();
@@ -122,6 +127,10 @@ impl Core {
             bytes: config.admission.max_bytes_in_flight,
         }));
         let serving = Arc::clone(&engine) as Arc<dyn Engine>;
+        let serving = match faults {
+            Some(faults) => Arc::new(RehearsalEngine::new(serving, faults)),
+            None => serving,
+        };
         let models = Models::new(serving, repository, options(config), gate, metrics);
         Ok(Core { models, engine, registry })
     }
@@ -227,7 +236,7 @@ pub enum Front {
 }
 
 impl App {
-    /// Opens everything that can fail.
+    /// Opens everything that can fail. With `faults` it fails on command, later.
     ///
     /// # Errors
     /// [`AppError`], the first thing that could not be opened.
@@ -237,6 +246,7 @@ impl App {
         engine: StartingEngine,
         bound: Bound,
         front: Front,
+        faults: Option<Arc<Faults>>,
     ) -> Result<Self, AppError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.http.threads)
@@ -249,7 +259,7 @@ impl App {
             Front::Management(_) => Pulse::start().map_err(AppError::Thread)?,
             Front::Supervisor(worker) => worker.pulse(),
         };
-        let core = Core::build(&config, engine)?;
+        let core = Core::build(&config, engine, faults)?;
         let health = Arc::new(Health::new(
             core.models.clone(),
             Arc::clone(&pulse),
