@@ -239,10 +239,7 @@ impl Serving {
                 Ok(Pending { lanes, answer: receiver, token, deadline, queued_at: now })
             }
             Err(Refused::Full(_)) => Err(PredictError::Shed(Shed::new(ShedReason::QueueFull))),
-            Err(Refused::Closed(_)) => Err(PredictError::NotReady {
-                model: self.model.clone(),
-                reason: format!("version {} has no lane left or was unloaded", self.version),
-            }),
+            Err(Refused::Closed(_)) => Err(self.lanes.refusal()),
         }
     }
 
@@ -274,6 +271,11 @@ impl Serving {
     /// Requests that wait for a lane.
     pub fn queue_depth(&self) -> usize {
         self.lanes.queue.len()
+    }
+
+    /// Whether what it answers can be vouched for. Once it cannot, it answers nobody.
+    pub fn is_trusted(&self) -> bool {
+        self.lanes.is_trusted()
     }
 
     /// Lanes, wanted and healthy. Those that answer wrongly are not healthy.

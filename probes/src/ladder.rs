@@ -20,6 +20,8 @@ pub use reason::Reason;
 pub const LANE_REPAIRS: usize = 2;
 /// Milliseconds.
 pub const LANE_WINDOW_MS: u64 = 60_000;
+/// Loads of a version that answers wrongly, before only another process may help.
+pub const LOADS_MAX: u32 = 2;
 /// Abandoned lanes that may be alive at once: each keeps a thread and a copy of its model.
 pub const ABANDONED_MAX: u32 = 2;
 /// Part of the memory limit that abandoned lanes may hold, percent.
@@ -111,7 +113,10 @@ pub enum Trouble {
         abandoned: Abandoned,
     },
     /// Golden requests are no longer answered as recorded.
-    CanaryFailed,
+    CanaryFailed {
+        /// How often the version was loaded anew for it already, and refused.
+        loads: u32,
+    },
     /// An execution provider fails.
     ProviderFailed {
         /// Whether every later call fails too, so that only another process helps.
@@ -178,8 +183,8 @@ impl Ladder {
                     decision(Rung::Worker, Reason::LaneBudget)
                 }
             }
-            Trouble::CanaryFailed => {
-                if self.lanes.try_spend(now_ms) {
+            Trouble::CanaryFailed { loads } => {
+                if loads < LOADS_MAX && self.lanes.try_spend(now_ms) {
                     decision(Rung::Lane, Reason::Canary)
                 } else {
                     decision(Rung::Worker, Reason::LaneBudget)

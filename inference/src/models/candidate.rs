@@ -89,7 +89,7 @@ impl Candidate {
             && before.settings == effective
             && before.lanes.condition().verdict().0.serves()
             && before.lanes.condition().trouble.is_none()
-            && before.lanes.condition().suspect.is_none()
+            && before.is_trusted()
         {
             tracing::info!(model = %self.model.name, version = version.number, "already serving these bytes");
             version.note(before.placement.degraded.clone());

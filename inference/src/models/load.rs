@@ -225,11 +225,12 @@ impl Inner {
         Err(self.refused(model, reasons.join("; ")))
     }
 
-    /// A version does not come to serve. One that serves already goes on, with a note.
+    /// A version does not come to serve. One that serves already goes on, with a note; one that answers nobody is let go.
     fn refuse(&self, version: &Version, refusal: Refusal) {
-        if version.serving().is_some() {
+        if version.serving().is_some_and(|serving| serving.is_trusted()) {
             version.note(Some(format!("a reload was refused: {}", refusal.reason)));
         } else {
+            version.serve(None);
             version.rediscover();
             version.enter(refusal.state, Some(refusal.reason));
         }

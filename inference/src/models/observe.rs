@@ -13,7 +13,7 @@ impl Models {
         for model in self.all() {
             metrics.set_in_flight(model.name(), model.gate().in_flight());
             metrics.set_breaker(model.name(), model.gate().breaker());
-            for serving in model.all_serving() {
+            for serving in model.loaded() {
                 metrics.set_serving(&serving);
             }
         }
