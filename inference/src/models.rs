@@ -4,6 +4,7 @@
 //! other; loads of different models do not. A version that fails is refused with its own reason, and nothing else
 //! changes: the version that served before goes on, and so do all other models.
 
+mod attempt;
 mod canary;
 mod candidate;
 mod heal;
@@ -13,6 +14,7 @@ mod probe;
 mod proof;
 mod sharing;
 
+pub(crate) use attempt::Attempt;
 pub(crate) use canary::CanaryWatch;
 
 use crate::admission::{Gate, ModelGate};
@@ -33,6 +35,7 @@ use prometheus::IntCounter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// What the models are served under.
 #[derive(Clone, Debug)]
@@ -45,6 +48,8 @@ pub struct ModelsOptions {
     pub max_file_bytes: u64,
     /// Models that are loaded at once at the start.
     pub parallel_loads: usize,
+    /// How long the load of a version may take.
+    pub load_limit: Duration,
 }
 
 /// The models of this server. Cheap to clone.

@@ -37,7 +37,7 @@ pub const PROVIDER_WINDOW_MS: u64 = 600_000;
 pub enum Rung {
     /// L0: turn away what is too much. Admission does so by itself; it is here to be counted.
     Shed,
-    /// L1: tell a run to end.
+    /// L1: tell a run, or a load, to end.
     Cancel,
     /// L2: abandon a lane, thread and session, and build another.
     Lane,
@@ -70,7 +70,7 @@ impl Rung {
     pub const fn deed(self) -> &'static str {
         match self {
             Rung::Shed => "requests were turned away",
-            Rung::Cancel => "the run was told to end",
+            Rung::Cancel => "it was told to end",
             Rung::Lane => "the lane was replaced",
             Rung::Provider => "another provider took over",
             Rung::Version => "the version before took over",
