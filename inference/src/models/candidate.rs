@@ -110,8 +110,8 @@ impl Candidate {
 
         step(ModelState::Loading)?;
         let begun = Instant::now();
-        let built =
-            inner.engine.build(bytes_of(&verified), &effective.session, &self.attempt.token);
+        let bytes = bytes_of(&self.model.name, &verified);
+        let built = inner.engine.build(bytes, &effective.session, &self.attempt.token);
         let mut session = built.map_err(Refusal::failed)?;
         times.build = begun.elapsed();
 
@@ -148,11 +148,12 @@ impl Candidate {
         let rebuild = {
             let (engine, options) = (Arc::clone(&inner.engine), settings.session.clone());
             let (digest, inner) = (verified.digest, Arc::downgrade(inner));
+            let name = model.name.clone();
             move || {
                 let inner = inner.upgrade().ok_or("the server has ended")?;
                 let again = reader.read_again(&inner, digest)?;
                 engine
-                    .build(bytes_of(&again), &options, &LoadToken::default())
+                    .build(bytes_of(&name, &again), &options, &LoadToken::default())
                     .map_err(|error| error.to_string())
             }
         };
@@ -342,7 +343,7 @@ impl MoreLanes {
                 return;
             }
             let build = || {
-                let bytes = bytes_of(&self.verified);
+                let bytes = bytes_of(&self.lanes.label, &self.verified);
                 let token = LoadToken::default();
                 let built = self.inner.engine.build(bytes, &self.options, &token);
                 built.map_err(|error| error.to_string())
@@ -367,8 +368,9 @@ impl MoreLanes {
     }
 }
 
-fn bytes_of(verified: &VerifiedModel) -> ModelBytes<'_> {
+fn bytes_of<'a>(name: &'a str, verified: &'a VerifiedModel) -> ModelBytes<'a> {
     ModelBytes {
+        name,
         model: &verified.model,
         external: &verified.external,
         unranked: &verified.graph.unranked,

@@ -12,6 +12,7 @@ import pytest
 import harness
 import onnx_models
 from harness import Repository, Server
+from rehearsal import rehearsal, rehearse  # noqa: F401
 
 # Long enough for a loaded machine, short enough for a test that waits for it.
 TOY_DEADLINE_MS = 10_000
