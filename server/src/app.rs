@@ -163,6 +163,7 @@ fn options(config: &Config) -> ModelsOptions {
         integrity: config.repository.integrity,
         max_file_bytes: config.repository.max_file_bytes,
         parallel_loads: defaults.parallelism.lanes as usize,
+        load_limit: config.repository.load_timeout,
     }
 }
 
