@@ -12,6 +12,7 @@ mod load;
 mod observe;
 mod probe;
 mod proof;
+mod run_limit;
 mod sharing;
 
 pub(crate) use attempt::Attempt;

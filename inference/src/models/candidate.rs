@@ -3,6 +3,7 @@
 use super::attempt::Attempt;
 use super::canary::CanaryWatch;
 use super::probe::probe;
+use super::run_limit::RunLimit;
 use super::sharing::{Asked, Sharing};
 use super::{Inner, Model};
 use crate::admission::Patience;
@@ -43,6 +44,7 @@ struct Proved {
     golden: Golden,
     asked: Asked,
     sharing: Sharing,
+    limit: RunLimit,
 }
 
 /// A version on its way to serve.
@@ -124,15 +126,16 @@ impl Candidate {
         };
         // The first run of a session allocates, which is what warming is for; its answer is judged like the others.
         let (first, others) = golden.cases.split_at(golden.cases.len().min(1));
-        let limit = effective.max_deadline;
-        probe(session.as_mut(), first, limit).map_err(quarantined)?;
+        let limit = RunLimit::new(effective.max_deadline);
+        probe(session.as_mut(), first, &limit).map_err(quarantined)?;
         step(ModelState::Probing)?;
-        probe(session.as_mut(), others, limit).map_err(quarantined)?;
+        probe(session.as_mut(), others, &limit).map_err(quarantined)?;
         let asked = Asked::of(&effective, session.contract()).map_err(Refusal::failed)?;
-        let sharing = asked.first(session.as_mut(), &golden.cases).map_err(Refusal::failed)?;
+        let sharing =
+            asked.first(session.as_mut(), &golden.cases, &limit).map_err(Refusal::failed)?;
         times.probe = begun.elapsed();
 
-        let proved = Proved { session, settings: effective, times, golden, asked, sharing };
+        let proved = Proved { session, settings: effective, times, golden, asked, sharing, limit };
         self.serve(proved, &verified, reader).map(Some)
     }
 
@@ -143,7 +146,7 @@ impl Candidate {
         verified: &Arc<VerifiedModel>,
         reader: Reader,
     ) -> Result<MoreLanes, Refusal> {
-        let Proved { session, settings, times, golden, asked, sharing } = proved;
+        let Proved { session, settings, times, golden, asked, sharing, limit } = proved;
         let (inner, model, version) = (&self.inner, &self.model, &self.version);
         let placement = session.placement().clone();
         let rebuild = {
@@ -228,6 +231,7 @@ impl Candidate {
             lanes,
             verified: Arc::clone(verified),
             unproved,
+            limit,
             options: serving.settings.session.clone(),
         })
     }
@@ -333,6 +337,7 @@ pub(super) struct MoreLanes {
     verified: Arc<VerifiedModel>,
     /// What is to be tried with the first of them, to know whether requests may share runs, and be padded for it.
     unproved: Option<(Asked, Golden)>,
+    limit: RunLimit,
     options: SessionOptions,
 }
 
@@ -354,7 +359,7 @@ impl MoreLanes {
                 .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
             let proved = built.and_then(|mut session| {
                 if let Some((asked, golden)) = self.unproved.take() {
-                    asked.all(session.as_mut(), &golden.cases)?.tell(&self.lanes);
+                    asked.all(session.as_mut(), &golden.cases, &self.limit)?.tell(&self.lanes);
                 }
                 Ok(session)
             });
