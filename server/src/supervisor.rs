@@ -11,9 +11,11 @@ mod desk;
 mod journal;
 mod metrics;
 mod notify;
+mod quarantine;
 mod signals;
 
 pub(crate) use child::{Child, spawn};
+pub(crate) use quarantine::Ward;
 pub(crate) use signals::Signals;
 
 use crate::app::AppError;
@@ -28,7 +30,7 @@ use balm_probes::{Action, Cause, Departure, End, Event, Respawn, RespawnPolicy, 
 use changes::Changes;
 use desk::{Desk, LastEnd, Standing, unix_ms};
 use journal::{Journal, Reason};
-use metrics::SupervisorMetrics;
+use metrics::{Deed, SupervisorMetrics};
 use notify::Notify;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
@@ -53,6 +55,7 @@ pub(crate) struct Supervisor {
     pulse: Arc<Pulse>,
     signals: Signals,
     journal: Journal,
+    ward: Ward,
     changes: Changes,
     notify: Notify,
     worker: Option<Worker>,
@@ -90,6 +93,7 @@ impl Supervisor {
         management: Management,
         signals: Signals,
         first: Child,
+        ward: Ward,
     ) -> Result<Self, AppError> {
         let pulse = Pulse::start().map_err(AppError::Thread)?;
         pulse.answer();
@@ -107,6 +111,7 @@ impl Supervisor {
             pulse,
             signals,
             journal,
+            ward,
             changes: Changes::new(config),
             notify: Notify::new(now),
             worker: None,
@@ -259,10 +264,18 @@ impl Supervisor {
             _ => Cause::of(end),
         };
         self.last_end = Some(LastEnd { reason: cause, how: how.clone(), at_ms: unix_ms() });
+        let now_ms = self.respawn.clock_ms();
+        for _ in 0..self.ward.ended(&self.desk.report(), cause, now_ms) {
+            self.desk.metrics.acted(Deed::Version, cause);
+        }
+        if before == Stage::Running {
+            self.detected();
+        }
         self.desk.connect(None);
         if let Stage::Running | Stage::Killing { .. } = before {
             self.broken_at.get_or_insert_with(Instant::now);
             self.desk.metrics.replaced(cause, worker.in_flight);
+            self.desk.metrics.acted(Deed::Worker, cause);
             tracing::error!(reason = cause.as_str(), how, lost = worker.in_flight, "worker ended");
         }
         let spread = RandomState::new().hash_one(worker.pid);
@@ -295,10 +308,16 @@ impl Supervisor {
         None
     }
 
+    /// Something was found to be wrong with the worker.
+    fn detected(&self) {
+        self.desk.metrics.detected(Duration::from_millis(self.respawn.unheard_ms()));
+    }
+
     /// Logs a step that a person will look for.
     fn told(&mut self, stage: Stage) {
         match stage {
             Stage::Killing { cause, .. } => {
+                self.detected();
                 self.broken_at.get_or_insert_with(Instant::now);
                 tracing::error!(
                     reason = cause.as_str(),
@@ -311,6 +330,7 @@ impl Supervisor {
                 tracing::warn!(pause_ms, "the next worker waits");
             }
             Stage::Parked { cause } => {
+                self.desk.metrics.acted(Deed::Park, cause);
                 self.changes.remember();
                 tracing::error!(
                     reason = cause.as_str(),
@@ -321,6 +341,7 @@ impl Supervisor {
                 if let (Cause::Unkillable, Some(worker)) = (cause, &self.worker) {
                     self.desk.metrics.replaced(cause, worker.in_flight);
                 }
+                self.desk.metrics.acted(Deed::Process, cause);
                 tracing::error!(reason = cause.as_str(), "giving up: {}", cause.sentence());
             }
             Stage::Draining { .. } | Stage::Over => self.notify.stopping(),
@@ -329,7 +350,10 @@ impl Supervisor {
     }
 
     fn spawn(&mut self) -> Option<Event> {
-        let started = self.bound.as_ref().map(|bound| spawn(bound, self.workers_started + 1));
+        let started = self
+            .bound
+            .as_ref()
+            .map(|bound| spawn(bound, self.workers_started + 1, self.ward.all()));
         match started {
             Some(Ok(child)) => {
                 self.adopt(child);
@@ -390,6 +414,8 @@ impl Supervisor {
 
     /// With every tick: what has become of it.
     fn observe(&mut self, now: Instant) -> Option<Departure> {
+        self.ward.saw(&self.desk.report(), self.respawn.clock_ms());
+        self.desk.metrics.set_quarantined(self.ward.all().len());
         let started = self.desk.started().started;
         self.notify.turn(now, started, self.desk.liveness().live);
         if started { self.happened(Event::Ready) } else { None }

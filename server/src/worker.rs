@@ -16,7 +16,7 @@ use crate::link::{
 use crate::management::ManagementSource;
 use crate::pulse::{Pulse, TICK};
 use balm_inference::models::Models;
-use balm_probes::{Cause, HealthReport};
+use balm_probes::{Cause, HealthReport, Quarantined};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read, Write};
@@ -53,6 +53,7 @@ pub struct Worker {
     pulse: Arc<Pulse>,
     endings: Endings,
     generation: u64,
+    quarantine: Vec<Quarantined>,
     serving: OnceLock<Serving>,
     /// There is a report that the supervisor does not have.
     owes_report: AtomicBool,
@@ -122,6 +123,7 @@ impl Worker {
             pulse: Pulse::start()?,
             endings: Endings::default(),
             generation: hello.generation,
+            quarantine: hello.quarantine,
             serving: OnceLock::new(),
             owes_report: AtomicBool::new(false),
             report_bytes: AtomicUsize::new(0),
@@ -157,12 +159,14 @@ impl Worker {
         self.generation == 1
     }
 
-    /// From now on the supervisor is told how `models` stand, before whoever changed it goes on.
+    /// From now on `models` do not try what did harm before, and the supervisor is told how they stand, before whoever changed it
+    /// goes on.
     pub fn attach(self: &Arc<Self>, models: &Models, health: &Arc<Health>) {
         let serving = Serving { models: models.clone(), health: Arc::clone(health) };
         let _ = self.serving.set(serving);
         // The models would otherwise hold themselves.
         let worker = Arc::downgrade(self);
+        models.quarantine(self.quarantine.clone());
         models.on_report(move |report| {
             if let Some(worker) = worker.upgrade() {
                 worker.report(report);

@@ -3,7 +3,7 @@
 use crate::allocator;
 use crate::http::{Bound, Listening};
 use crate::link::{HandoverError, Hello, PROTOCOL, SocketKind, hand_over};
-use balm_probes::End;
+use balm_probes::{End, Quarantined};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use std::env;
 use std::io;
@@ -33,13 +33,17 @@ pub(crate) struct Child {
     pub(super) stream: UnixStream,
 }
 
-/// Starts a worker on the data port. It has the command line, the environment and the outputs of this process.
+/// Starts a worker on the data port, which does not try the versions in `quarantine`. It has the command line, the environment and the outputs of this process.
 ///
 /// To be called on a thread that lives as long as the process.
 ///
 /// # Errors
 /// When the system does not give a process or a pair of sockets.
-pub(crate) fn spawn(bound: &Bound, generation: u64) -> io::Result<Child> {
+pub(crate) fn spawn(
+    bound: &Bound,
+    generation: u64,
+    quarantine: &[Quarantined],
+) -> io::Result<Child> {
     let (stream, theirs) = UnixStream::pair()?;
     let listening = bound.listening().map_err(io::Error::other)?;
     let socket = match listening {
@@ -47,7 +51,8 @@ pub(crate) fn spawn(bound: &Bound, generation: u64) -> io::Result<Child> {
         Listening::Unix(path) => SocketKind::Unix(path),
     };
     // It finds the greeting when it looks for it; nobody waits for anybody.
-    let hello = Hello { protocol: PROTOCOL, generation, socket };
+    let quarantine = quarantine.to_vec();
+    let hello = Hello { protocol: PROTOCOL, generation, socket, quarantine };
     hand_over(&stream, hello, bound.as_fd()).map_err(|error| match error {
         HandoverError::Io(error) => error,
         other => io::Error::other(other),
