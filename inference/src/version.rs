@@ -29,6 +29,8 @@ pub(crate) struct Version {
     model: String,
     status: Mutex<Status>,
     serving: ArcSwapOption<Serving>,
+    /// The bytes that were read last, and whether they have ever come to serve in this process.
+    identity: Mutex<(Option<String>, bool)>,
     /// How long the last load that brought it to serve took, milliseconds; 0 before.
     load_ms: AtomicU64,
 }
@@ -51,6 +53,7 @@ impl Version {
                 since_ms: unix_ms(),
             }),
             serving: ArcSwapOption::empty(),
+            identity: Mutex::default(),
             load_ms: AtomicU64::new(0),
         })
     }
@@ -96,6 +99,20 @@ impl Version {
         self.serving.store(serving);
     }
 
+    /// Its bytes have this digest. Whether they have come to serve before, in this process.
+    pub(crate) fn is(&self, digest: &str) -> bool {
+        let mut identity = self.identity.lock();
+        if identity.0.as_deref() != Some(digest) {
+            *identity = (Some(digest.to_owned()), false);
+        }
+        identity.1
+    }
+
+    /// The bytes that were read last serve.
+    pub(crate) fn proved(&self) {
+        self.identity.lock().1 = true;
+    }
+
     /// How long the last load that brought it to serve took, milliseconds.
     pub(crate) fn load_ms(&self) -> Option<u64> {
         Some(self.load_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
@@ -123,6 +140,7 @@ impl Version {
         let mut report = VersionReport::new(self.number, status.state);
         report.reason = status.reason;
         report.since_ms = status.since_ms;
+        report.digest = self.identity.lock().0.clone();
         if let Some(serving) = self.serving() {
             serving.describe(&mut report);
         }
@@ -146,6 +164,8 @@ pub struct Serving {
     pub short_digest: Bytes,
     /// Whether the digest was compared with a manifest.
     pub verified: bool,
+    /// When it took over from another version, if it did.
+    pub(crate) took_over: Option<Instant>,
     /// Time of the load's phases.
     pub load: LoadTimes,
     /// Inputs of the first golden request, to show a person what to send.

@@ -159,6 +159,9 @@ impl Lanes {
         if let Some(first) = batch.first_mut() {
             first.outputs = outputs;
         }
+        if let Ok(Err(RunError::Runtime(error))) = &result {
+            self.look_at_provider(error);
+        }
         // It may have come out while the run was in progress.
         self.drop_if_distrusted(batch);
         if batch.is_empty() {
@@ -202,6 +205,14 @@ impl Lanes {
     pub(super) fn count_failed(&self, job: &Job, now: Instant) {
         if !job.permit.is_canary() {
             self.statistics.failed(now - job.queued_at);
+        }
+    }
+
+    /// An error after which every call fails is no answer of this model, and nothing to be tried again in this process.
+    fn look_at_provider(&self, error: &str) {
+        let subject = format!("model {:?} version {}", self.label, self.settings.version);
+        if self.healing.is_provider_lost(&subject, error) {
+            self.distrust(format!("its execution provider is lost to this process: {error}"));
         }
     }
 

@@ -34,6 +34,11 @@ impl Refusal {
     pub(super) fn failed(reason: impl ToString) -> Self {
         Refusal { state: ModelState::Failed, reason: reason.to_string() }
     }
+
+    /// It did harm, and is known by its digest.
+    fn quarantined(reason: String) -> Self {
+        Refusal { state: ModelState::Quarantined, reason }
+    }
 }
 
 /// A session that has answered the golden requests, and what came with it.
@@ -54,6 +59,8 @@ pub(super) struct Candidate {
     pub(super) version: Arc<Version>,
     pub(super) settings: ModelSettings,
     pub(super) attempt: Arc<Attempt>,
+    /// Whether somebody asked for it: then it is tried although it did harm before.
+    pub(super) is_asked_for: bool,
 }
 
 impl Version {
@@ -88,6 +95,14 @@ impl Candidate {
         let verified = Arc::new(read.map_err(Refusal::failed)?);
         times.read = begun.elapsed();
         let digest = verified.digest.to_string();
+        let proved_before = self.attempt.unless_given_up(|| version.is(&digest))?;
+        if !self.is_asked_for
+            && let Some(why) = inner.harm_of(&self.model.name, &digest)
+        {
+            return Err(Refusal::quarantined(format!(
+                "{why}; not tried again until its files change or somebody asks for its load"
+            )));
+        }
         let effective = EffectiveSettings::resolve(&self.settings, &inner.options.defaults);
         if let Some(before) = version.serving()
             && before.digest == digest
@@ -120,9 +135,10 @@ impl Candidate {
 
         step(ModelState::Warming)?;
         let begun = Instant::now();
-        let quarantined = |reason: String| Refusal {
-            state: ModelState::Quarantined,
-            reason: format!("digest {digest}: {reason}"),
+        let quarantined = |reason: String| {
+            let reason = format!("digest {digest}: {reason}");
+            // What these bytes answered rightly before is not their fault now, but that of the process.
+            if proved_before { Refusal::failed(reason) } else { Refusal::quarantined(reason) }
         };
         // The first run of a session allocates, which is what warming is for; its answer is judged like the others.
         let (first, others) = golden.cases.split_at(golden.cases.len().min(1));
@@ -203,6 +219,10 @@ impl Candidate {
             digest: verified.digest.to_string(),
             short_digest: verified.digest.to_string().into_bytes().into_iter().take(12).collect(),
             verified: verified.verified,
+            took_over: model
+                .serving(None)
+                .is_ok_and(|before| before.digest != verified.digest.to_string())
+                .then(Instant::now),
             load: times,
             canary: Mutex::new(CanaryWatch::new(golden.cases.first(), session.contract())),
             example: golden.cases.first().map(|case| case.inputs.clone()),
@@ -220,6 +240,7 @@ impl Candidate {
             let _ = watch.lanes.set(Arc::downgrade(&lanes));
             model.gate.set_limit(serving.settings.max_in_flight);
             version.serve(Some(Arc::clone(&serving)));
+            version.proved();
             let (state, reason) = lanes.condition().verdict();
             version.enter(state, reason);
             model.elect();

@@ -15,7 +15,7 @@ fn pair() -> (UnixStream, UnixStream) {
 }
 
 fn hello() -> Hello {
-    Hello { protocol: PROTOCOL, generation: 3, socket: SocketKind::Tcp }
+    Hello { protocol: PROTOCOL, generation: 3, socket: SocketKind::Tcp, quarantine: Vec::new() }
 }
 
 #[test]

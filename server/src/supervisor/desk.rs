@@ -227,7 +227,8 @@ impl Desk {
         line.answer.take()
     }
 
-    fn report(&self) -> Arc<HealthReport> {
+    /// What the worker said last about how it stands.
+    pub(super) fn report(&self) -> Arc<HealthReport> {
         self.pump();
         Arc::clone(&self.line.lock().report)
     }

@@ -112,7 +112,12 @@ fn a_worker_ticks_and_asks_to_be_replaced() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let data = TcpListener::bind("127.0.0.1:0").unwrap();
     let data = Bound::tcp(data).unwrap();
-    let hello = Hello { protocol: PROTOCOL, generation: 2, socket: SocketKind::Tcp };
+    let hello = Hello {
+        protocol: PROTOCOL,
+        generation: 2,
+        socket: SocketKind::Tcp,
+        quarantine: Vec::new(),
+    };
     hand_over(&ours, hello, data.as_fd(), None).unwrap();
     ours.set_nonblocking(true).unwrap();
     desk.connect(Some(ours));
