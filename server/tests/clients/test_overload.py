@@ -24,6 +24,8 @@ import pytest
 
 import onnx_models
 from harness import ROOT, Repository, Server, golden_case
+from kubelet import Kubelet, tool
+from processes import throttled
 from tensors import json_input
 
 pytestmark = pytest.mark.overload
@@ -36,13 +38,6 @@ DEADLINE_MS = 1000
 PROVES_NOTHING = 3
 
 Figures = dict[str, float]
-
-
-def tool() -> Path:
-    """The load generator beside the server under test."""
-    found = Path(os.environ["BALM_BIN"]).with_name("balm-loadtest")
-    assert found.is_file(), f"{found} is missing; `make test-overload` builds it"
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -144,24 +139,6 @@ def test_those_who_leave_are_not_computed_for(play: Callable[..., Figures]) -> N
 
 
 # ===== with a server and a watch of the test's own =====
-
-
-class Kubelet:
-    """The simulated kubelet, as a process of its own."""
-
-    def __init__(self, server: Server, seconds: int = 120) -> None:
-        command = [
-            str(tool()), "watch", "--management", f"http://{server.management}", "--seconds", str(seconds),
-            "--live", "/live", "--ready", "/ready", "--period-ms", "200",
-        ]  # fmt: skip
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def verdict(self) -> dict[str, Any]:
-        """Ends the watch. What it saw."""
-        self.process.send_signal(signal.SIGTERM)
-        out, err = self.process.communicate(timeout=20)
-        assert self.process.returncode == 0, err
-        return json.loads(out)
 
 
 @pytest.fixture

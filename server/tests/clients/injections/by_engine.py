@@ -1,0 +1,1 @@
+"""Runs and loads that fail within the engine, as `--rehearsal` makes them."""
