@@ -4,6 +4,7 @@
 //! place that names ONNX Runtime. Tests put a scripted engine here to panic, hang and fail on demand.
 
 pub mod onnx;
+pub mod rehearsal;
 pub mod starting;
 
 use crate::contract::Contract;
@@ -17,6 +18,8 @@ use std::time::Duration;
 /// The bytes of a model, verified, as they were read once.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelBytes<'a> {
+    /// The model's name, which says nothing about the bytes.
+    pub name: &'a str,
     /// `model.onnx`.
     pub model: &'a [u8],
     /// External data files: the location as the model writes it, and the file's bytes.

@@ -41,6 +41,9 @@ const RESTARTS_WINDOW_MS: u64 = 60_000;
 /// How far lanes stand back behind the threads that speak to clients, when cores are short.
 const LANE_NICENESS: i32 = 5;
 
+/// What the names of their threads begin with, and those of no others.
+pub(crate) const THREAD_PREFIX: &str = "lane";
+
 /// Requests share a run as long as it takes no more than this part of the default deadline: an eighth of the longest wait. Runs
 /// that were longer made the wait jump, and with it the door open and close (goodput 0.75 instead of 0.95 at 11 times the load).
 const SHARED_RUN_PART: u32 = 32;
@@ -251,7 +254,8 @@ impl Lanes {
 
     fn spawn(&self, index: u32, body: impl FnOnce() + Send + 'static) -> bool {
         // Linux cuts thread names at 15 bytes; the index matters more than the model's name.
-        let name: String = format!("lane{index}-{}", self.label).chars().take(15).collect();
+        let name: String =
+            format!("{THREAD_PREFIX}{index}-{}", self.label).chars().take(15).collect();
         match thread::Builder::new().name(name).spawn(body) {
             Ok(_detached) => true,
             Err(error) => {

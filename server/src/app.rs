@@ -21,6 +21,7 @@ use crate::worker::{Worker, WorkerError};
 use balm_inference::admission::{Gate, GateLimits};
 use balm_inference::effective::ModelDefaults;
 use balm_inference::engine::onnx::OnnxEngine;
+use balm_inference::engine::rehearsal::{Faults, RehearsalEngine};
 use balm_inference::engine::starting::StartingEngine;
 use balm_inference::engine::{Engine, EngineError, EngineInfo};
 use balm_inference::metrics::Metrics;
@@ -97,11 +98,11 @@ pub struct Core {
 }
 
 impl Core {
-    /// Opens the repository and sets the engine to start; models can be read meanwhile.
+    /// Opens the repository and sets the engine to start; models can be read meanwhile. With `faults` it fails on command.
     ///
     /// # Errors
     /// [`AppError`].
-    pub fn build(config: &Config) -> Result<Self, AppError> {
+    pub fn build(config: &Config, faults: Option<Arc<Faults>>) -> Result<Self, AppError> {
         // The repository first: a wrong path is found in a millisecond, the library takes a hundred.
         let repository = Repository::open(&config.repository.path)?;
         let library = library::find(config.onnxruntime.library.as_deref());
@@ -116,6 +117,10 @@ impl Core {
             bytes: config.admission.max_bytes_in_flight,
         }));
         let serving = Arc::clone(&engine) as Arc<dyn Engine>;
+        let serving = match faults {
+            Some(faults) => Arc::new(RehearsalEngine::new(serving, faults)),
+            None => serving,
+        };
         let models = Models::new(serving, repository, options(config), gate, metrics);
         Ok(Core { models, engine, registry })
     }
@@ -221,7 +226,7 @@ pub enum Front {
 }
 
 impl App {
-    /// Opens everything that can fail.
+    /// Opens everything that can fail. With `faults` it fails on command, later.
     ///
     /// # Errors
     /// [`AppError`], the first thing that could not be opened.
@@ -230,6 +235,7 @@ impl App {
         host: &Host,
         bound: Bound,
         front: Front,
+        faults: Option<Arc<Faults>>,
     ) -> Result<Self, AppError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.http.threads)
@@ -242,7 +248,7 @@ impl App {
             Front::Management(_) => Pulse::start().map_err(AppError::Thread)?,
             Front::Supervisor(worker) => worker.pulse(),
         };
-        let core = Core::build(&config)?;
+        let core = Core::build(&config, faults)?;
         let health = Arc::new(Health::new(
             core.models.clone(),
             Arc::clone(&pulse),

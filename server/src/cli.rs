@@ -75,6 +75,9 @@ pub struct ServeArgs {
     /// Be the worker of the supervisor at the other end of standard input. Balm starts itself so.
     #[arg(long, hide = true)]
     pub worker: bool,
+    /// Fail as the files in this private folder say. For `balm drill` and tests; there is no other way to say it.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub rehearsal: Option<PathBuf>,
 }
 
 /// Arguments of `balm check`.

@@ -12,10 +12,12 @@ use crate::supervisor::{self, Supervisor};
 use crate::worker::Worker;
 use crate::{allocator, library, logs};
 use balm_inference::engine::EngineError;
+use balm_inference::engine::rehearsal::Faults;
 use balm_inference::integrity::{RootDir, write_manifest};
 use balm_inference::repository::parse_version;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// `balm serve`: until SIGTERM or SIGINT. As a supervisor, as its worker, or as the one process that there is.
 pub fn serve(arguments: &ServeArgs) -> Exit {
@@ -23,36 +25,55 @@ pub fn serve(arguments: &ServeArgs) -> Exit {
         Ok(found) => found,
         Err(exit) => return exit,
     };
+    let faults = match arguments.rehearsal.as_deref().map(Faults::open).transpose() {
+        Ok(faults) => faults.map(Arc::new),
+        Err(error) => return fail(Exit::Usage, &error.to_string()),
+    };
     let ended = match (arguments.worker, config.lifecycle.single_process) {
-        (true, _) => work(config, &host),
-        (false, false) => supervise(&config),
+        (true, _) => work(config, &host, faults),
+        (false, false) => supervise(&config, faults.is_some()),
         (false, true) => {
             allocator::settle();
-            serve_alone(config, &host)
+            serve_alone(config, &host, faults)
         }
     };
     ended.unwrap_or_else(|error| fail(exit_of(&error), &chain(&error)))
 }
 
-fn serve_alone(config: Config, host: &Host) -> Result<Exit, AppError> {
+type Rehearsed = Option<Arc<Faults>>;
+
+fn serve_alone(config: Config, host: &Host, faults: Rehearsed) -> Result<Exit, AppError> {
     let _log = logs::init(&config.log, None)?;
+    warn_of(faults.is_some());
     let Listeners { data, management } = Listeners::open(&config)?;
-    Ok(App::build(config, host, data, Front::Management(management))?.run())
+    Ok(App::build(config, host, data, Front::Management(management), faults)?.run())
 }
 
-fn work(config: Config, host: &Host) -> Result<Exit, AppError> {
-    let _log = logs::init(&config.log, Some(Process::Worker))?;
+fn work(config: Config, host: &Host, faults: Rehearsed) -> Result<Exit, AppError> {
+    let log = logs::init(&config.log, Some(Process::Worker))?;
+    if let Some(code) = faults.as_ref().and_then(|faults| faults.end_at_start()) {
+        drop(log);
+        signal_hook::low_level::exit(i32::from(code));
+    }
     let (worker, data) = Worker::begin(config.lifecycle.drain_timeout)?;
-    Ok(App::build(config, host, data, Front::Supervisor(worker))?.run())
+    Ok(App::build(config, host, data, Front::Supervisor(worker), faults)?.run())
 }
 
-fn supervise(config: &Config) -> Result<Exit, AppError> {
+/// Nobody is to take such a server for one that can be relied on.
+fn warn_of(rehearsal: bool) {
+    if rehearsal {
+        tracing::warn!("this server fails on command (--rehearsal): it is for tests and drills");
+    }
+}
+
+fn supervise(config: &Config, rehearsal: bool) -> Result<Exit, AppError> {
     let Listeners { data, management } = Listeners::open(config)?;
     // As process 1 a signal that nobody heeds is lost.
     let signals = supervisor::Signals::heed().map_err(AppError::Signals)?;
     // The worker, then all else: it has the longest way to go.
     let first = supervisor::spawn(&data, 1).map_err(AppError::Thread)?;
     let _log = logs::init(&config.log, Some(Process::Supervisor))?;
+    warn_of(rehearsal);
     Ok(Supervisor::new(config, data, management, signals, first)?.run())
 }
 
@@ -74,7 +95,7 @@ pub fn check(arguments: &CheckArgs) -> Exit {
     };
     let library = library::find(config.onnxruntime.library.as_deref());
     print(&format!("ONNX Runtime   {}\n\n", library.display()));
-    let core = match crate::app::Core::build(&config) {
+    let core = match crate::app::Core::build(&config, None) {
         Ok(core) => core,
         Err(error) => return fail(exit_of(&error), &chain(&error)),
     };

@@ -108,8 +108,8 @@ impl Candidate {
 
         version.step(inner, ModelState::Loading);
         let begun = Instant::now();
-        let mut session =
-            inner.engine.build(bytes_of(&verified), &effective.session).map_err(Refusal::failed)?;
+        let bytes = bytes_of(&self.model.name, &verified);
+        let mut session = inner.engine.build(bytes, &effective.session).map_err(Refusal::failed)?;
         times.build = begun.elapsed();
 
         version.step(inner, ModelState::Warming);
@@ -145,10 +145,11 @@ impl Candidate {
         let rebuild = {
             let (engine, options) = (Arc::clone(&inner.engine), settings.session.clone());
             let (digest, inner) = (verified.digest, Arc::downgrade(inner));
+            let name = model.name.clone();
             move || {
                 let inner = inner.upgrade().ok_or("the server has ended")?;
                 let again = reader.read_again(&inner, digest)?;
-                engine.build(bytes_of(&again), &options).map_err(|error| error.to_string())
+                engine.build(bytes_of(&name, &again), &options).map_err(|error| error.to_string())
             }
         };
         let watch = Arc::new(Watch {
@@ -334,7 +335,7 @@ impl MoreLanes {
                 return;
             }
             let build = || {
-                let bytes = bytes_of(&self.verified);
+                let bytes = bytes_of(&self.lanes.label, &self.verified);
                 self.inner.engine.build(bytes, &self.options).map_err(|error| error.to_string())
             };
             let built = catch_unwind(AssertUnwindSafe(build))
@@ -357,8 +358,9 @@ impl MoreLanes {
     }
 }
 
-fn bytes_of(verified: &VerifiedModel) -> ModelBytes<'_> {
+fn bytes_of<'a>(name: &'a str, verified: &'a VerifiedModel) -> ModelBytes<'a> {
     ModelBytes {
+        name,
         model: &verified.model,
         external: &verified.external,
         unranked: &verified.graph.unranked,

@@ -319,6 +319,16 @@ impl House {
 
     /// With this text in `model.toml`.
     pub(crate) fn made(lanes: usize, settings: &str, script: Script) -> Self {
+        House::behind(lanes, settings, script, |engine| engine)
+    }
+
+    /// With something in front of the engine.
+    pub(crate) fn behind(
+        lanes: usize,
+        settings: &str,
+        script: Script,
+        front: impl FnOnce(Arc<dyn Engine>) -> Arc<dyn Engine>,
+    ) -> Self {
         let repository = tempfile::tempdir().unwrap();
         add_version(repository.path(), "m", 1, "iris");
         std::fs::write(repository.path().join("m/model.toml"), settings).unwrap();
@@ -342,7 +352,7 @@ impl House {
         let gate = Arc::new(Gate::new(GateLimits { in_flight: 100, bytes: 1 << 20 }));
         let registry = prometheus::Registry::new();
         let models = Models::new(
-            Arc::new(ScriptedEngine(Arc::clone(&script))),
+            front(Arc::new(ScriptedEngine(Arc::clone(&script)))),
             Repository::open(repository.path()).unwrap(),
             options,
             gate,

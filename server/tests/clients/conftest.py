@@ -13,6 +13,7 @@ import harness
 import onnx_models
 from harness import Repository, Server
 from kubelet import Kubelet
+from rehearsal import rehearsal, rehearse  # noqa: F401
 
 # Long enough for a loaded machine, short enough for a test that waits for it.
 TOY_DEADLINE_MS = 10_000

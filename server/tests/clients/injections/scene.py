@@ -18,8 +18,9 @@ from typing import IO, Any
 import wire
 from harness import SHIPPED_MODELS, NotListed, Server, wait_until
 from kubelet import Kubelet
+from rehearsal import Fault, Rehearsal
 from right_answers import RANGES, Question, questions
-from traffic import WRONG, REFUSED, Traffic
+from traffic import REFUSED, WRONG, Traffic
 
 # Until a server that can be whole again is. Longer than five workers that die at their start.
 HEAL_S = 60.0
@@ -83,9 +84,7 @@ class Scene:
         for section, entries in kind.config.items():
             self.config.setdefault(section, {}).update(entries)
         # Where faults of the engine are placed: `by_engine.py`.
-        self.rehearsal = folder / "rehearsal" if kind.rehearsal else None
-        if self.rehearsal:
-            self.rehearsal.mkdir(mode=0o700)
+        self.rehearsal = Rehearsal(folder / "faults") if kind.rehearsal else None
         self.log: IO[bytes] | int | None = None
         self.stack = contextlib.ExitStack()
         self.server: Server
@@ -110,7 +109,7 @@ class Scene:
         """A server, whole, and a kubelet beside it. The next one at the same address takes the place of one that has ended."""
         folder = self.folder / f"server{self._servers}"
         self._servers += 1
-        flags = ["--rehearsal", str(self.rehearsal)] if self.rehearsal else []
+        flags = self.rehearsal.flags if self.rehearsal else []
 
         def started() -> Server | None:
             server = Server(folder, self.models, self.config, http_addr=http_addr, flags=flags, log=self.log)
@@ -147,6 +146,11 @@ class Scene:
         return self.server.status().get("incidents", [])
 
     # ===== parts of faults =====
+
+    def fault(self, kind: str, model: str | None = None, **fields: Any) -> Fault:
+        """Tells the engine to fail."""
+        assert self.rehearsal is not None, "the kind has to say so"
+        return self.rehearsal.fault(kind, model, **fields)
 
     def model(self) -> str:
         """One of the models."""
