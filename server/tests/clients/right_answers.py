@@ -11,7 +11,7 @@ import onnxruntime
 
 from harness import SHIPPED_MODELS
 from tensors import binary_body, binary_input, json_input
-from wire import Answer
+from wire import SOCKET_S, Answer, ask
 
 TOLERANCE = 1e-5
 
@@ -65,6 +65,10 @@ class Question:
         """Where it is asked."""
         return f"/v2/models/{self.model}/infer"
 
+    def ask(self, address: str, timeout_s: float = SOCKET_S) -> Answer:
+        """Asks it once, on a connection of its own."""
+        return ask(address, "POST", self.path, self.body, self.headers, timeout_s)
+
     def why_wrong(self, answer: Answer) -> str | None:
         """What is wrong with an answer of 200; None when it is right."""
         try:
@@ -72,6 +76,17 @@ class Question:
         except (AssertionError, ValueError, KeyError) as error:
             return str(error)
         return None
+
+
+def plus_one(address: str) -> int:
+    """Asks the model `plus` of `onnx_models.plus(1)`. The status; an answer must be right."""
+    answer = PLUS_ONE.ask(address)
+    assert answer.status != 200 or PLUS_ONE.why_wrong(answer) is None, answer
+    return answer.status
+
+
+X = np.array([1.0], np.float32)
+PLUS_ONE = Question("plus", json.dumps({"inputs": [json_input("x", "FP32", X)]}).encode(), {}, {"y": X + 1})
 
 
 @cache

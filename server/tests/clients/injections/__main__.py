@@ -13,6 +13,8 @@ from injections import campaign, report
 from injections.scene import KINDS, Outcome
 
 TARGET = harness.binary().parents[1]
+# Fewer are no campaign.
+CAMPAIGN = 300
 
 
 def arguments() -> argparse.Namespace:
@@ -25,7 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, metavar="N", help="begin no more after so long")
     parser.add_argument("--go-on", action="store_true", help="leave out what the JSON has already")
     parser.add_argument("--json", type=Path, default=TARGET / "injections.json", metavar="FILE", help="what came of each")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write a page for people, too")
+    parser.add_argument("--page", type=Path, metavar="FILE", help=f"a page for people, of {CAMPAIGN} injections or more")
     return parser.parse_args()
 
 
@@ -60,9 +62,9 @@ def main() -> int:
     campaign.conduct(todo, chosen.at_once, end, tell)
     outcomes.sort(key=lambda each: (each.kind, each.seed))
     print(report.summary(outcomes))
-    if chosen.page:
+    if chosen.page and not replayed and len(outcomes) >= CAMPAIGN:
         chosen.page.parent.mkdir(parents=True, exist_ok=True)
-        chosen.page.write_text(report.page(outcomes))
+        chosen.page.write_text(report.page(outcomes, chosen.at_once))
     return 1 if any(each.problems for each in outcomes) else 0
 
 

@@ -9,9 +9,9 @@ import os
 import random
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import http2
 import wire
@@ -26,17 +26,15 @@ SLOW_CLIENTS_S = {"http": {"header_timeout_ms": 1_000, "body_timeout_ms": 1_500,
 
 
 def _together(scene: Scene, clients: int, one: Callable[[random.Random], None]) -> None:
-    """So many at once, each with dice of its own. Sockets that break are no news to any of them."""
+    """So many at once, each with dice of its own. Sockets that break are no news to any of them; all else is."""
 
     def safely(dice: random.Random) -> None:
         with contextlib.suppress(OSError):
             one(dice)
 
-    threads = [threading.Thread(target=safely, args=(random.Random(scene.dice.random()),)) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        for done in [pool.submit(safely, random.Random(scene.dice.random())) for _ in range(clients)]:
+            done.result()
 
 
 def _head(path: str, length: int, extra: str = "") -> bytes:

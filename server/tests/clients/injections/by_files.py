@@ -52,8 +52,7 @@ def truncated_model(scene: Scene) -> None:
 def wrong_version(scene: Scene) -> None:
     """a newer version whose golden answers are not what it gives: it never serves"""
     model = scene.model()
-    newer = scene.models / model / "2"
-    shutil.copytree(scene.version(model), newer)
+    newer = scene.newer(model)
     golden = json.loads((newer / "golden.json").read_text())
     probabilities = golden["cases"][0]["outputs"][-1]["data"]
     probabilities[0] += 0.5
@@ -69,8 +68,7 @@ def wrong_version(scene: Scene) -> None:
 def new_version(scene: Scene) -> None:
     """a newer version takes over and is taken back, under load"""
     model = scene.model()
-    newer = scene.models / model / "2"
-    shutil.copytree(scene.version(model), newer)
+    newer = scene.newer(model)
     assert scene.server.load(model).status == 200
     scene.linger(0.0, 1.0)
     shutil.rmtree(newer)

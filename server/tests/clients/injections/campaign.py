@@ -17,7 +17,7 @@ from typing import Any
 
 import harness
 from injections import by_clients, by_engine, by_files, by_signals, by_surroundings
-from injections.scene import KINDS, Outcome, run
+from injections.scene import Outcome, run
 
 # Imported for the kinds in them.
 SOURCES = (by_signals, by_clients, by_files, by_surroundings, by_engine)
@@ -88,8 +88,3 @@ def write(file: Path, outcomes: Sequence[Outcome]) -> None:
     new = file.with_suffix(".new")
     new.write_text(json.dumps([each.to_json() for each in outcomes], indent=1) + "\n")
     os.replace(new, file)
-
-
-def known(kind: str) -> bool:
-    """Whether there is such a kind."""
-    return kind in KINDS

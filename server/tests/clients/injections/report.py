@@ -73,7 +73,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         f"{sum(each.restarts for each in outcomes)} restarts by a kubelet; whole again after "
         f"{_times(each.healed_s for each in outcomes)} (median · most); {len(bad)} not as promised."
     )
-    return "\n".join([sentence, *(line(each) for each in bad)])
+    return "\n".join([sentence, *(f"BALM_INJECTION={each.kind}:{each.seed}" for each in bad)])
 
 
 PAGE = """# Injections
@@ -99,13 +99,13 @@ How to read it:
 - Wrong answers of a session are injected only where they must be caught before anybody is answered: at a load. In a lane that
   serves they reach clients until a canary finds them (see [failure-modes.md](../failure-modes.md)); that is not counted here.
 
-Of {commits}, {cores} cores shared by {at_once} servers at once with their clients{busy}.
+Of {commits}; {cores} cores, shared by {at_once} servers at once, their clients, and whatever else the machine had to do.
 
 {table}
 """
 
 
-def page(outcomes: Sequence[Outcome]) -> str:
+def page(outcomes: Sequence[Outcome], at_once: int) -> str:
     """The page for people."""
     rows = [HEAD, ["---"] * len(HEAD), *(_row(kind, of) for kind, of in _by_kind(outcomes).items())]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -115,6 +115,5 @@ def page(outcomes: Sequence[Outcome]) -> str:
         table=table,
         commits=("commit " if len(commits) == 1 else "commits ") + ", ".join(commits),
         cores=len(os.sched_getaffinity(0)),
-        at_once="some",
-        busy="",
+        at_once=at_once,
     )

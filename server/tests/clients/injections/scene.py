@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import wire
-from harness import SHIPPED_MODELS, NotListed, Server, wait_until
+import onnx
+
+from harness import SHIPPED_MODELS, NotListed, Server, wait_until, write_manifest
 from kubelet import Kubelet
 from rehearsal import Fault, Rehearsal
 from right_answers import RANGES, Question, questions
@@ -160,6 +161,16 @@ class Scene:
         """The folder of a model's only version."""
         return self.models / model / "1"
 
+    def newer(self, model: str) -> Path:
+        """A second version of a model: the same graph in other bytes, so that it is really loaded."""
+        folder = self.models / model / "2"
+        shutil.copytree(self.version(model), folder)
+        graph = onnx.load(folder / "model.onnx")
+        graph.doc_string = "the same again"
+        onnx.save(graph, folder / "model.onnx")
+        write_manifest(folder)
+        return folder
+
     def linger(self, least_s: float, most_s: float) -> None:
         """Goes on for a while."""
         time.sleep(self.dice.uniform(least_s, most_s))
@@ -189,13 +200,10 @@ class Scene:
     def is_well(self, model: str) -> bool:
         """Whether a model answers rightly. A wrong answer is one to everybody."""
         asked = self.question(model)
-        answer = wire.ask(self.server.http, "POST", asked.path, asked.body, asked.headers, WELL_S)
-        if answer.status != 200:
-            return False
-        why = asked.why_wrong(answer)
-        if why is not None:
+        answer = asked.ask(self.server.http, WELL_S)
+        if answer.status == 200 and (why := asked.why_wrong(answer)):
             raise Wrong(f"{model} answered wrongly: {why}")
-        return True
+        return answer.status == 200
 
     def deaths_seen(self) -> int:
         """Workers that ended and were replaced, of all servers."""
