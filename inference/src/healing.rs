@@ -6,9 +6,10 @@
 
 use crate::lane::{Lanes, Watched};
 use crate::metrics::HealMetrics;
+use crate::models::Attempt;
 use crate::version::unix_ms;
 use balm_probes::ladder::{Abandoned, Means};
-use balm_probes::watchdog::{Lag, Stall, TickClock, lag};
+use balm_probes::watchdog::{HangingLoads, Lag, Stall, TickClock, lag};
 use balm_probes::{Decision, Incident, Incidents, Ladder, Reason, Rung, Sighting, Trouble};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +43,8 @@ pub(crate) struct Healing {
     watched: Mutex<Vec<Weak<Lanes>>>,
     /// Threads that were abandoned: their sign of life, and what they hold.
     abandoned: Mutex<Vec<(Weak<()>, u64)>>,
+    /// Threads of loads that were abandoned: of which version, and their sign of life.
+    hanging_loads: Mutex<Vec<(String, Weak<Attempt>)>>,
     /// The memory that the process may use, bytes; 0: nobody has set a limit.
     memory_limit: AtomicU64,
     verdict: OnceLock<WorkerVerdict>,
@@ -69,6 +72,7 @@ impl Healing {
             }),
             watched: Mutex::default(),
             abandoned: Mutex::default(),
+            hanging_loads: Mutex::default(),
             memory_limit: AtomicU64::new(0),
             verdict: OnceLock::new(),
             metrics,
@@ -165,6 +169,22 @@ impl Healing {
     /// Threads that were abandoned and still live.
     pub(crate) fn abandoned_alive(&self) -> u32 {
         self.abandoned_with(0).alive
+    }
+
+    /// A load of `subject` was abandoned; its thread lives as long as `life`.
+    pub(crate) fn abandon_load(&self, subject: &str, life: Weak<Attempt>) {
+        self.hanging_loads.lock().push((subject.to_owned(), life));
+    }
+
+    /// The loads that were abandoned and still hang.
+    pub(crate) fn hanging_loads(&self, subject: &str) -> HangingLoads {
+        let mut hanging = self.hanging_loads.lock();
+        hanging.retain(|(_, life)| life.strong_count() > 0);
+        let of = |subject: &str| hanging.iter().filter(|(other, _)| other == subject).count();
+        HangingLoads {
+            of_version: u32::try_from(of(subject)).unwrap_or(u32::MAX),
+            of_all: u32::try_from(hanging.len()).unwrap_or(u32::MAX),
+        }
     }
 
     /// Something is wrong.

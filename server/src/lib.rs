@@ -1,12 +1,12 @@
 //! The program `balm`: command line, configuration, wiring, HTTP and the management port.
 
-pub mod allocator;
 pub mod app;
 pub mod banner;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod ending;
+pub mod environment;
 pub mod exit;
 pub mod healing;
 pub mod health;

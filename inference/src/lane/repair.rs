@@ -195,9 +195,10 @@ impl Lanes {
     }
 
     /// No lane will come for those who wait.
-    fn answer_who_waits(&self) {
+    pub(super) fn answer_who_waits(&self) {
         for job in self.queue.close_and_drain() {
-            job.answer(Err(PredictError::LaneLost));
+            let lost = self.is_trusted().then_some(PredictError::LaneLost);
+            job.answer(Err(lost.unwrap_or_else(|| self.refusal())));
         }
     }
 }

@@ -96,6 +96,7 @@ impl Lanes {
         let begun = Instant::now();
         self.drop_the_late(batch, begun);
         self.drop_the_overdue(batch, begun);
+        self.drop_if_distrusted(batch);
         session.rearm();
         self.begin(batch, canceller);
         let joined = (batch.len() > 1).then(|| joined(&batch[0], batch));
@@ -111,6 +112,11 @@ impl Lanes {
         self.ended.fetch_add(1, Ordering::Relaxed);
         if let Some(first) = batch.first_mut() {
             first.outputs = outputs;
+        }
+        // It may have come out while the run was in progress.
+        self.drop_if_distrusted(batch);
+        if batch.is_empty() {
+            return Ended::Answered;
         }
         let failed = match result {
             Ok(Ok(output)) => match self.answer_all(batch, begun, output, &inputs) {
@@ -150,6 +156,18 @@ impl Lanes {
     pub(super) fn count_failed(&self, job: &Job, now: Instant) {
         if !job.permit.is_canary() {
             self.statistics.failed(now - job.queued_at);
+        }
+    }
+
+    /// Answers all of them, where nothing that these lanes compute can be vouched for.
+    fn drop_if_distrusted(&self, batch: &mut Vec<Job>) {
+        if self.is_trusted() {
+            return;
+        }
+        for job in batch.drain(..) {
+            job.token.finish();
+            self.count_failed(&job, Instant::now());
+            job.answer(Err(self.refusal()));
         }
     }
 

@@ -6,8 +6,12 @@ use crate::healing::WorkerVerdict;
 use crate::version::Serving;
 use balm_probes::{Reason, Rung, Sighting, Trouble};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+
+/// Between two loads of a version that answered wrongly: its files may be about to be replaced.
+const LOAD_PAUSE: Duration = Duration::from_secs(1);
 
 impl Models {
     /// The watchdog has ticked: looks at all lanes, tells runs past their deadline to end, and replaces lanes that hang; asks
@@ -58,45 +62,52 @@ impl Models {
         let (health, sent) = canary.tick(model, serving, &self.0.gate, now_ms, *may_send);
         drop(canary);
         *may_send &= !sent;
-        let subject = || format!("model {:?} version {}", serving.model, serving.version);
-        match health {
-            Health::Same => {}
-            Health::Well => {
-                serving.lanes.suspect(None);
-                self.0.healing.healed(&subject());
-                self.0.changed();
-            }
-            Health::Sick(why) => self.heal_version(model, serving, subject(), why),
+        if let Health::Sick(why) = health {
+            let subject = format!("model {:?} version {}", serving.model, serving.version);
+            self.heal_version(model, serving, subject, why);
         }
     }
 
-    /// What serves answers wrongly: nobody is sent there, and it is loaded anew, with all its proofs.
-    fn heal_version(&self, model: &Model, serving: &Arc<Serving>, subject: String, why: String) {
-        let healing = &self.0.healing;
+    /// What serves answers wrongly: nobody is answered by it any more, and it is loaded anew, with all its proofs.
+    fn heal_version(&self, model: &Arc<Model>, serving: &Serving, subject: String, why: String) {
         tracing::error!(model = %serving.model, version = serving.version, why, "canary failed");
-        serving.lanes.suspect(Some(format!("golden requests fail: {why}")));
-        healing.see(Sighting { subject: subject.clone(), reason: Reason::Canary, after_ms: 0 });
-        let decision = healing.decide(Trouble::CanaryFailed);
-        healing.did(&subject, decision.rung, decision.reason);
-        self.0.changed();
-        if decision.rung != Rung::Lane {
-            healing.give_up(decision, subject);
-            return;
-        }
-        let (models, serving, name) = (self.clone(), Arc::clone(serving), model.name.clone());
-        let body = move || {
-            let loaded = models.load(&name);
-            match loaded {
-                Ok(()) => models.0.healing.healed(&subject),
-                // The load has said why. The canary goes on, and the next failure is for the next rung.
-                Err(_refused) => serving.canary.lock().tell_again(),
-            }
-            models.0.changed();
-        };
-        let thread: String = format!("heal-{}", model.name).chars().take(15).collect();
-        if let Err(error) = thread::Builder::new().name(thread).spawn(body) {
+        serving.lanes.distrust(format!("golden requests fail: {why}"));
+        let (reason, healing) = (Reason::Canary, &self.0.healing);
+        healing.see(Sighting { subject: subject.clone(), reason, after_ms: 0 });
+        let (models, model) = (self.clone(), Arc::clone(model));
+        let name: String = format!("heal-{}", model.name).chars().take(15).collect();
+        let body = move || models.load_anew(&model, subject);
+        if let Err(error) = thread::Builder::new().name(name).spawn(body) {
             tracing::error!(%error, "healing thread not started");
         }
+    }
+
+    /// Loads what answered wrongly until it or another version of the model serves, as often as the ladder allows.
+    fn load_anew(&self, model: &Model, subject: String) {
+        let healing = &self.0.healing;
+        for loads in 0.. {
+            if model.withdrawn.load(Ordering::Acquire) {
+                // Somebody has let it go meanwhile, and nothing is wrong with what is not there.
+                break;
+            }
+            let decision = healing.decide(Trouble::CanaryFailed { loads });
+            healing.did(&subject, decision.rung, decision.reason);
+            self.0.changed();
+            if decision.rung != Rung::Lane {
+                return healing.give_up(decision, subject);
+            }
+            // What refuses it says so itself.
+            let loaded = self.load(&model.name);
+            if loaded.is_err() && model.serving(None).is_ok() {
+                healing.did(&subject, Rung::Version, Reason::Canary);
+            }
+            if model.serving(None).is_ok() {
+                break;
+            }
+            thread::sleep(LOAD_PAUSE);
+        }
+        healing.healed(&subject);
+        self.0.changed();
     }
 }
 

@@ -30,6 +30,8 @@ pub enum Reason {
     VersionHarmful,
     /// A session was not built in time.
     LaneBuild,
+    /// The load of a version did not end in its time.
+    LoadOverdue,
     /// Nothing got done in any lane.
     Stall,
     /// The event loop did not answer.
@@ -44,7 +46,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 17] = [
         Reason::Deadline,
         Reason::HungSpinning,
         Reason::HungBlocked,
@@ -56,6 +58,7 @@ impl Reason {
         Reason::ProviderBudget,
         Reason::VersionHarmful,
         Reason::LaneBuild,
+        Reason::LoadOverdue,
         Reason::Stall,
         Reason::RuntimeWedged,
         Reason::LaneBudget,
@@ -86,6 +89,7 @@ impl Reason {
             Reason::ProviderBudget => "provider_budget",
             Reason::VersionHarmful => "version_harmful",
             Reason::LaneBuild => "lane_build",
+            Reason::LoadOverdue => "load_overdue",
             Reason::Stall => "stall",
             Reason::RuntimeWedged => "runtime_wedged",
             Reason::LaneBudget => "lane_budget",
@@ -108,6 +112,7 @@ impl Reason {
             Reason::ProviderBudget => "execution providers failed too often",
             Reason::VersionHarmful => "the version does harm",
             Reason::LaneBuild => "a session was not built in three times the time of its load",
+            Reason::LoadOverdue => "a load did not end in its time",
             Reason::Stall => "no run ended in any lane",
             Reason::RuntimeWedged => "the event loop did not answer",
             Reason::LaneBudget => "lanes hung too often",

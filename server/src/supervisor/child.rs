@@ -1,6 +1,6 @@
 //! The worker as a process: started, reaped, killed.
 
-use crate::allocator;
+use crate::environment;
 use crate::http::{Bound, Listening};
 use crate::link::{HandoverError, Hello, PROTOCOL, SocketKind, hand_over};
 use balm_probes::End;
@@ -57,9 +57,7 @@ pub(crate) fn spawn(bound: &Bound, generation: u64) -> io::Result<Child> {
     let name = arguments.next().unwrap_or_else(|| "balm".into());
     let mut command = Command::new(PROGRAM);
     command.arg0(name).args(arguments).arg("--worker").stdin(OwnedFd::from(theirs));
-    if let Some((variable, tunables)) = allocator::setting() {
-        command.env(variable, tunables);
-    }
+    command.envs(environment::lacking());
     for variable in NOT_INHERITED {
         command.env_remove(variable);
     }
