@@ -134,6 +134,31 @@ def slow_start(scene: Scene) -> Seen:
     return scene.replaced()
 
 
+# What a load may take here. Far above what it takes, and far below what it may by default.
+LOAD_LIMIT = {"repository": {"load_timeout_ms": 2_000}}
+
+
+@kind(config=LOAD_LIMIT, rehearsal=True)
+def hung_load(scene: Scene) -> None:
+    """a newer version's load hangs for ever, once or twice: tried again or given up, the older one goes on"""
+    model = scene.model()
+    newer = scene.newer(model)
+    times = scene.dice.randint(1, 2)
+    scene.fault("hang_load", model, times=times, ms=FOR_EVER_MS)
+    answer = scene.server.load(model)
+    assert answer.status == (200 if times == 1 else 400), answer
+    _let_go(scene, model, newer)
+
+
+@kind(config=LOAD_LIMIT, rehearsal=True)
+def hung_start(scene: Scene) -> Seen:
+    """the worker dies, and in the next one a load hangs: told to end, and tried again"""
+    fault = scene.fault("hang_load", scene.model(), ms=FOR_EVER_MS)
+    kill_until_gone(scene.server.worker_pid(), signal.SIGKILL)
+    fault.wait()
+    return scene.replaced()
+
+
 @kind(rehearsal=True)
 def wrong_at_the_load(scene: Scene) -> None:
     """a newer version's session gives wrong answers from its load on: quarantined before it answers anybody"""
@@ -146,6 +171,20 @@ def wrong_at_the_load(scene: Scene) -> None:
     fault.end()
     scene.linger(0.0, 1.0)
     _let_go(scene, model, newer)
+
+
+def _leave_one_alone(scene: Scene) -> None:
+    scene.unasked = scene.model()
+
+
+@kind(rehearsal=True, prepare=_leave_one_alone)
+def wrong_where_nobody_asks(scene: Scene) -> Seen:
+    """a model that no client asks answers wrongly: canaries find it before anybody is answered"""
+    # Two canaries in a row have to fail.
+    fault = scene.fault("wrong", scene.unasked, times=1000)
+    fault.wait(2, patience_s=90)
+    fault.end()
+    return _incident(scene)
 
 
 @kind(rehearsal=True)

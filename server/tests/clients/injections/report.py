@@ -96,8 +96,9 @@ How to read it:
 - **whole** is: ready, every lane there, no incident open, a right answer from each model on a new connection. It is counted from
   the end of the fault, where the fault lasts, else from the fault.
 - **noticed**: until the server's own account shows it, from the fault on.
-- Wrong answers of a session are injected only where they must be caught before anybody is answered: at a load. In a lane that
-  serves they reach clients until a canary finds them (see [failure-modes.md](../failure-modes.md)); that is not counted here.
+- Wrong answers of a session are injected only where they must be caught before anybody gets one: at a load, and in a model that no
+  client asks meanwhile. In lanes that clients ask they reach clients until a canary finds them, which is said in
+  [failure-modes.md](../failure-modes.md#not-handled-yet) and is not tried here.
 
 Of {commits}; {cores} cores, shared by {at_once} servers at once, their clients, and whatever else the machine had to do.
 

@@ -87,6 +87,8 @@ class Scene:
         # Where faults of the engine are placed: `by_engine.py`.
         self.rehearsal = Rehearsal(folder / "faults") if kind.rehearsal else None
         self.log: IO[bytes] | int | None = None
+        # A model that clients leave alone.
+        self.unasked: str | None = None
         self.stack = contextlib.ExitStack()
         self.server: Server
         self.traffic: Traffic
@@ -291,7 +293,8 @@ def _harm(scene: Scene, kind: Kind, outcome: Outcome) -> None:
     """The fault under load, and the verdict."""
     outcome.clients = scene.dice.randint(*kind.clients)
     pause_s = scene.dice.uniform(0.01, 0.04)
-    traffic = Traffic(scene.server.http, questions(), outcome.clients, pause_s=pause_s, seed=outcome.seed)
+    asked = [each for each in questions() if each.model != scene.unasked]
+    traffic = Traffic(scene.server.http, asked, outcome.clients, pause_s=pause_s, seed=outcome.seed)
     scene.traffic = traffic
     with traffic:
         scene.linger(0.0, 0.5)
