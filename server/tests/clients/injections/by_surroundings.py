@@ -10,6 +10,7 @@ import signal
 from harness import ROOT
 from injections.scene import Scene, kind
 from processes import kill_until_gone, throttled
+from wall_clock import WallClock
 from wire import Wire
 
 
@@ -87,3 +88,16 @@ def full_disk_and_crash_loop(scene: Scene) -> None:
     # The one that served, and five that died at their start.
     scene.deaths, scene.may_lose = 6, True
     scene.replace(lambda server: server.wait_ended(), 70, scene.deaths)
+
+
+def _clock(scene: Scene) -> None:
+    scene.clock = WallClock(scene.folder)
+    scene.env = scene.clock.env
+
+
+@kind(prepare=_clock)
+def wall_clock(scene: Scene) -> None:
+    """the wall clock jumps by up to an hour, back and forth"""
+    for _ in range(scene.dice.randint(2, 6)):
+        scene.clock.set(scene.dice.randint(-3600, 3600))
+        scene.linger(0.2, 1.0)

@@ -22,6 +22,7 @@ from kubelet import Kubelet
 from rehearsal import Fault, Rehearsal
 from right_answers import RANGES, Question, questions
 from traffic import REFUSED, WRONG, Traffic
+from wall_clock import WallClock
 
 # Until a server that can be whole again is. Longer than five workers that die at their start.
 HEAL_S = 60.0
@@ -87,6 +88,9 @@ class Scene:
         # Where faults of the engine are placed: `by_engine.py`.
         self.rehearsal = Rehearsal(folder / "faults") if kind.rehearsal else None
         self.log: IO[bytes] | int | None = None
+        # Of the server's processes.
+        self.env: dict[str, str] = {}
+        self.clock: WallClock
         # A model that clients leave alone.
         self.unasked: str | None = None
         self.stack = contextlib.ExitStack()
@@ -115,7 +119,7 @@ class Scene:
         flags = self.rehearsal.flags if self.rehearsal else []
 
         def started() -> Server | None:
-            server = Server(folder, self.models, self.config, http_addr=http_addr, flags=flags, log=self.log)
+            server = Server(folder, self.models, self.config, self.env, http_addr, flags, self.log)
             with contextlib.suppress(AssertionError):
                 return server.wait_started().wait_lanes()
             if server.stop() != IO_ERROR:
