@@ -4,13 +4,18 @@
 //! are looked at, and what is decided is carried out by `lane/repair.rs`. What cannot be healed in this process is said by
 //! [`WorkerVerdict`], for a supervisor to act on or for liveness to fail by.
 
+mod memory;
+
 use crate::lane::{Lanes, Watched};
 use crate::metrics::HealMetrics;
 use crate::models::Attempt;
+use crate::recorder::{Recorder, Seat};
 use crate::version::unix_ms;
 use balm_probes::ladder::{Abandoned, Means};
 use balm_probes::watchdog::{HangingLoads, Lag, Stall, TickClock, lag};
 use balm_probes::{Decision, Incident, Incidents, Ladder, Reason, Rung, Sighting, Trouble};
+pub(crate) use memory::Changing;
+use memory::Memory;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -48,6 +53,9 @@ pub(crate) struct Healing {
     /// The memory that the process may use, bytes; 0: nobody has set a limit.
     memory_limit: AtomicU64,
     verdict: OnceLock<WorkerVerdict>,
+    memory: Memory,
+    /// Where it is written what runs, where somebody can read it after this process.
+    recorder: OnceLock<Recorder>,
     metrics: HealMetrics,
     born: Instant,
 }
@@ -75,6 +83,8 @@ impl Healing {
             hanging_loads: Mutex::default(),
             memory_limit: AtomicU64::new(0),
             verdict: OnceLock::new(),
+            memory: Memory::default(),
+            recorder: OnceLock::new(),
             metrics,
             born: Instant::now(),
         }
@@ -139,6 +149,16 @@ impl Healing {
             _ => {}
         }
         false
+    }
+
+    /// Lanes that come from now on write down what they run. Only the first recorder that is given does so.
+    pub(crate) fn record(&self, recorder: Recorder) {
+        let _ = self.recorder.set(recorder);
+    }
+
+    /// Where a lane of this version writes down what it runs, if that is done.
+    pub(crate) fn seat(&self, model: &str, version: u64, identity: u64) -> Option<Seat> {
+        self.recorder.get()?.seat(model, version, identity)
     }
 
     /// What is to be done about `trouble`.

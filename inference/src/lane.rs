@@ -61,6 +61,8 @@ pub(crate) type LanesChanged = dyn Fn() + Send + Sync;
 pub(crate) struct LaneSettings {
     /// Version that they serve.
     pub(crate) version: u64,
+    /// Of the bytes that its sessions are built from, for the recorder of what runs.
+    pub(crate) identity: u64,
     /// What a session holds at the least: the files that it was built from, bytes.
     pub(crate) bytes: u64,
     /// How long the load took, from the first byte that was read.
@@ -292,7 +294,9 @@ impl Lanes {
         // Where it is not allowed, everything works as well, only less so under load.
         let _ = rustix::process::setpriority_process(None, LANE_NICENESS);
         let canceller = session.canceller();
-        let post = Arc::new(Post::new(index));
+        let LaneSettings { version, identity, .. } = self.settings;
+        let seat = self.healing.seat(&self.label, version, identity);
+        let post = Arc::new(Post::new(index, seat));
         post.enter();
         self.posts.lock().push(Arc::clone(&post));
         let mut queue = self.queue.reader();

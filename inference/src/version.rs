@@ -241,6 +241,7 @@ impl Serving {
             joins: common.is_some(),
             innocent: false,
             shape,
+            hash: 0,
             padding,
             deadline,
             queued_at: now,

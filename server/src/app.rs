@@ -47,6 +47,9 @@ const LOADED_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How often it is looked whether they have.
 const LOADED_GLANCE: Duration = Duration::from_millis(2);
 
+/// What is said of requests that crash the server where nobody outlives it.
+const UNRECORDED: &str = "requests are not remembered across crashes: there is no supervisor, or it has no memory to share";
+
 /// The server could not be put together.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -267,7 +270,15 @@ impl App {
             config.repository.readiness.clone(),
             core.registry.clone(),
         ));
-        if let Front::Supervisor(worker) = &front {
+        let worker = match &front {
+            Front::Management(_) => None,
+            Front::Supervisor(worker) => Some(Arc::clone(worker)),
+        };
+        match worker.as_ref().and_then(Worker::recorder) {
+            Some(recorder) => core.models.record(recorder),
+            None => core.models.describe("poison", UNRECORDED.to_owned()),
+        }
+        if let Some(worker) = &worker {
             worker.attach(&core.models, &health);
         }
         log_start(&config, host);
@@ -275,13 +286,9 @@ impl App {
         let memory = config.admission.memory_limit_bytes;
         if let Some(limit) = MemoryLimit::find(memory, host.memory_bytes.as_ref()) {
             core.models.set_memory_limit(limit.bytes());
-            limit.watch(core.models.gate()).map_err(AppError::Thread)?;
+            limit.watch(core.models.clone(), &pulse, worker.clone()).map_err(AppError::Thread)?;
         }
         register_threads(&core.registry, host, config.http.threads)?;
-        let worker = match &front {
-            Front::Management(_) => None,
-            Front::Supervisor(worker) => Some(Arc::clone(worker)),
-        };
         healing::start(core.models.clone(), &pulse, worker).map_err(AppError::Thread)?;
         let engine = core.started()?;
         describe(&core.models, engine);

@@ -8,7 +8,7 @@ use crate::exit::Exit;
 use crate::host::Host;
 use crate::listeners::Listeners;
 use crate::logs::Process;
-use crate::supervisor::{self, Supervisor};
+use crate::supervisor::{self, Supervisor, Suspects};
 use crate::worker::Worker;
 use crate::{environment, library, logs};
 use balm_inference::engine::EngineError;
@@ -73,10 +73,11 @@ fn supervise(config: &Config, rehearsal: bool) -> Result<Exit, AppError> {
     // As process 1 a signal that nobody heeds is lost.
     let signals = supervisor::Signals::heed().map_err(AppError::Signals)?;
     // The worker, then all else: it has the longest way to go.
-    let first = supervisor::spawn(&data, 1).map_err(AppError::Thread)?;
+    let suspects = Suspects::new();
+    let first = supervisor::spawn(&data, 1, &suspects).map_err(AppError::Thread)?;
     let _log = logs::init(&config.log, Some(Process::Supervisor))?;
     warn_of(rehearsal);
-    Ok(Supervisor::new(config, data, management, signals, first)?.run())
+    Ok(Supervisor::new(config, data, management, signals, first, suspects)?.run())
 }
 
 /// `balm check`: reads, hashes, loads and probes every model as `serve` would, and serves nothing.

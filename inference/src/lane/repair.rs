@@ -160,9 +160,11 @@ impl Lanes {
     fn rebuild(self: &Arc<Self>, index: u32) {
         let lanes = Arc::clone(self);
         self.builds.lock().push((index, None));
+        let changing = self.healing.memory_changes();
         let started = self.spawn(index, move || {
             let built = catch_unwind(AssertUnwindSafe(|| (lanes.rebuild)()))
                 .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
+            drop(changing);
             lanes.builds.lock().retain(|(other, _)| *other != index);
             match built {
                 Ok(session) => {

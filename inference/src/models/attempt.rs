@@ -7,6 +7,7 @@
 use super::candidate::{Candidate, Refusal};
 use super::{Inner, Model};
 use crate::engine::LoadToken;
+use crate::healing::Changing;
 use crate::integrity::Progress;
 use crate::settings::ModelSettings;
 use crate::version::Version;
@@ -24,6 +25,8 @@ pub(crate) struct Attempt {
     pub(super) token: LoadToken,
     pub(super) progress: Progress,
     stage: Mutex<Stage>,
+    /// Until its last session is built, or it is given up.
+    changing: Mutex<Option<Changing>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,11 +49,12 @@ pub(super) enum Tried {
 }
 
 impl Attempt {
-    fn new() -> Self {
+    fn new(changing: Changing) -> Self {
         Attempt {
             token: LoadToken::default(),
             progress: Progress::default(),
             stage: Mutex::new(Stage::UnderWay),
+            changing: Mutex::new(Some(changing)),
         }
     }
 
@@ -79,6 +83,7 @@ impl Attempt {
         let mut stage = self.stage.lock();
         if *stage == Stage::UnderWay {
             *stage = Stage::GivenUp;
+            self.changing.lock().take();
         }
         *stage == Stage::GivenUp
     }
@@ -95,7 +100,7 @@ impl Inner {
         limit_ms: u64,
         makes_way: &mut dyn FnMut(),
     ) -> Tried {
-        let attempt = Arc::new(Attempt::new());
+        let attempt = Arc::new(Attempt::new(self.healing.memory_changes()));
         let (sender, receiver) = mpsc::sync_channel(1);
         let name = format!("load-{}", model.name).chars().take(15).collect();
         let spawned = thread::Builder::new().name(name).spawn({
@@ -103,6 +108,7 @@ impl Inner {
                 (Arc::clone(self), Arc::clone(model), Arc::clone(version));
             let (settings, attempt) = (settings.clone(), Arc::clone(&attempt));
             move || {
+                let _until_the_end = Arc::clone(&attempt);
                 let candidate = Candidate { inner, model, version, settings, attempt };
                 let (result, more) = match candidate.load() {
                     Ok(more) => (Ok(()), more),

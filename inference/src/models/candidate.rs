@@ -13,6 +13,7 @@ use crate::integrity::{
     Digest, GOLDEN_FILE, IntegrityError, Progress, ReadOptions, VerifiedModel, read_version,
 };
 use crate::lane::{LaneSettings, Lanes};
+use crate::recorder::identity;
 use crate::settings::ModelSettings;
 use crate::version::{LoadTimes, Serving, Version};
 use balm_probes::ModelState;
@@ -171,6 +172,7 @@ impl Candidate {
             model.name.clone(),
             LaneSettings {
                 version: version.number,
+                identity: identity(&verified.digest.to_string()),
                 bytes: verified.bytes_read,
                 load: times.read + times.build + times.probe,
                 load_runs: times.probe,

@@ -3,8 +3,9 @@
 use super::canary::Health;
 use super::{Model, Models};
 use crate::healing::WorkerVerdict;
+use crate::recorder::Recorder;
 use crate::version::Serving;
-use balm_probes::{Reason, Rung, Sighting, Trouble};
+use balm_probes::{Reason, Rung, Sighting, Trouble, Usage};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -44,6 +45,35 @@ impl Models {
     /// liveness fails by it.
     pub fn worker_verdict(&self) -> Option<&WorkerVerdict> {
         self.0.healing.verdict()
+    }
+
+    /// So much memory is used. Gives what to ask for because of it, at the first verdict and every half a minute while it lasts:
+    /// whoever can should have this process finish what it has, and start another.
+    ///
+    /// To be called some four times a second, where there is a limit; `now_ms` is one monotonic clock's.
+    pub fn memory_used(&self, usage: Usage, now_ms: u64) -> Option<WorkerVerdict> {
+        let (news, verdict) = self.0.healing.memory(usage, now_ms);
+        if news {
+            self.0.changed();
+        }
+        verdict
+    }
+
+    /// What was asked for because of memory does not happen.
+    pub fn memory_not_healed(&self) {
+        if self.0.healing.memory_in_vain() {
+            self.0.changed();
+        }
+    }
+
+    /// What is asked for because of memory, while that lasts.
+    pub fn memory_verdict(&self) -> Option<WorkerVerdict> {
+        self.0.healing.memory_verdict()
+    }
+
+    /// Has what runs written down by `recorder`, for whoever sees this process die. To be called before anything is loaded.
+    pub fn record(&self, recorder: Recorder) {
+        self.0.healing.record(recorder);
     }
 
     /// Says how much memory the process may use, bytes: lanes that hang may hold no more than a part of it.

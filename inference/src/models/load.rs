@@ -111,6 +111,7 @@ impl Models {
             version.unload(&self.0);
         }
         model.elect();
+        self.0.healing.memory_changed();
         self.0.changed();
         Ok(())
     }

@@ -42,11 +42,13 @@ pub enum Reason {
     MemoryLeak,
     /// Memory was nearly used up for too long.
     MemoryHigh,
+    /// The worker would have had to be replaced too often for its memory.
+    MemoryBudget,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 18] = [
         Reason::Deadline,
         Reason::HungSpinning,
         Reason::HungBlocked,
@@ -64,6 +66,7 @@ impl Reason {
         Reason::LaneBudget,
         Reason::MemoryLeak,
         Reason::MemoryHigh,
+        Reason::MemoryBudget,
     ];
 
     /// That a lane is hung in this way.
@@ -95,6 +98,7 @@ impl Reason {
             Reason::LaneBudget => "lane_budget",
             Reason::MemoryLeak => "memory_leak",
             Reason::MemoryHigh => "memory_high",
+            Reason::MemoryBudget => "memory_budget",
         }
     }
 
@@ -118,6 +122,7 @@ impl Reason {
             Reason::LaneBudget => "lanes hung too often",
             Reason::MemoryLeak => "memory was about to run out",
             Reason::MemoryHigh => "memory was nearly used up",
+            Reason::MemoryBudget => "the worker was replaced too often for its memory",
         }
     }
 }
