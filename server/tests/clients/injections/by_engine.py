@@ -5,13 +5,20 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from http.client import HTTPException
 from pathlib import Path
+
+import numpy as np
 
 from injections.scene import LANES, Scene, Seen, kind
 from processes import kill_until_gone
+from right_answers import RANGES
+from tensors import json_input
 
 # Longer than anything waits for it.
 FOR_EVER_MS = 600_000
+# No question of the other clients begins so.
+POISON = 666.0
 
 
 def _incident(scene: Scene, count: int = 1) -> Seen:
@@ -140,13 +147,16 @@ LOAD_LIMIT = {"repository": {"load_timeout_ms": 2_000}}
 
 @kind(config=LOAD_LIMIT, rehearsal=True)
 def hung_load(scene: Scene) -> None:
-    """a newer version's load hangs for ever, once or twice: tried again or given up, the older one goes on"""
+    """a newer version's load hangs, once or twice: tried again or given up, the older one goes on, and a later load serves it"""
     model = scene.model()
     newer = scene.newer(model)
     times = scene.dice.randint(1, 2)
-    scene.fault("hang_load", model, times=times, ms=FOR_EVER_MS)
+    # Longer than it is waited for: the limit, and two seconds for being told.
+    scene.fault("hang_load", model, times=times, ms=8_000)
     answer = scene.server.load(model)
     assert answer.status == (200 if times == 1 else 400), answer
+    # Two that hang are as many as may, until one has come to its end.
+    scene.server.wait_for(lambda: scene.server.load(model).status == 200, "what hung has ended, and it is loaded")
     _let_go(scene, model, newer)
 
 
@@ -204,3 +214,55 @@ def two_at_once(scene: Scene) -> Seen:
     time.sleep(scene.dice.uniform(0.0, 4.0))
     kill_until_gone(scene.server.worker_pid(), scene.dice.choice([signal.SIGSEGV, signal.SIGKILL]))
     return scene.replaced()
+
+
+# ===== memory, and requests that kill =====
+
+# A worker of these models holds some 70 MB.
+MEMORY_LIMIT = {"admission": {"memory_limit_bytes": 320 << 20}}
+
+
+@kind(config=MEMORY_LIMIT, rehearsal=True)
+def leak(scene: Scene) -> Seen:
+    """every run of a model keeps some hundred kilobytes: the worker is replaced in order, before its limit"""
+    fault = scene.fault("leak", scene.model(), times=1000, bytes=scene.dice.randint(300_000, 800_000))
+    scene.server.wait_for(lambda: scene.workers() > 1, "the worker is replaced", 90)
+    fault.end()
+    return scene.replaced(may_lose=False)
+
+
+@kind(rehearsal=True)
+def poison(scene: Scene) -> Seen:
+    """a request that crashes the worker is sent again and again: refused at the third time, and nobody else is"""
+    model = scene.model()
+    width = RANGES[model][0]
+    scene.fault("crash_on", model, value=POISON)
+    features = json_input("features", "FP32", np.full((1, width), POISON, np.float32))
+    statuses: list[int] = []
+    while statuses.count(422) < 3:
+        assert len(statuses) < 10, statuses
+        try:
+            statuses.append(scene.server.infer(model, features).status)
+        except (OSError, HTTPException):
+            statuses.append(0)
+    assert statuses.count(0) == 2 and set(statuses) <= {0, 422, 503, 504}, statuses
+    return scene.replaced(2)
+
+
+@kind(rehearsal=True)
+def crashes_by_chance(scene: Scene) -> Seen:
+    """the worker crashes twice in runs of which none is to blame, each cleared before the next: nobody is refused for it"""
+    for number in (1, 2):
+        scene.fault("signal", scene.model(), signal=scene.dice.choice(["SIGSEGV", "SIGABRT"])).wait()
+        _wait_for_worker(scene, number + 1)
+    return scene.replaced(2)
+
+
+def _wait_for_worker(scene: Scene, number: int) -> None:
+    def there() -> bool:
+        told = scene.server.status()["supervisor"]
+        cleared = told["workers_started"] >= number and told["suspects"] == 0
+        return cleared and scene.server.probe("/ready").status == 200
+
+    scene.server.wait_for(there, f"worker number {number} is ready, and nobody is suspected")
+    scene.linger(0.0, 0.5)
