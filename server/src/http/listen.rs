@@ -14,7 +14,7 @@ mod unix;
 pub(super) use activity::Reason;
 pub(super) use request::BodyFault;
 pub use request::BodyPace;
-pub use server::Sockets;
+pub use server::{Sockets, Stage};
 
 use super::DataPort;
 use super::metrics::HttpMetrics;
@@ -161,7 +161,7 @@ impl Bound {
         }
     }
 
-    /// Serves until `stop` turns true, then lets what is inside finish for `drain_timeout` at most. `closed` is called when
+    /// Serves until the last stage, then lets what is inside finish for `drain_timeout` at most. `closed` is called when
     /// no new connection is taken any more.
     /// Gives the number of connections that had to be cut.
     ///
@@ -172,16 +172,16 @@ impl Bound {
         port: DataPort,
         sockets: Sockets,
         metrics: HttpMetrics,
-        mut stop: watch::Receiver<bool>,
+        mut stage: watch::Receiver<Stage>,
         drain_timeout: Duration,
         closed: impl FnOnce(),
     ) -> Result<usize, ListenError> {
         let door = self.door()?;
-        let server = Server::new(port, sockets, metrics, stop.clone());
+        let server = Server::new(port, sockets, metrics, stage.clone(), drain_timeout);
         loop {
             tokio::select! {
                 () = accept(&door, &server) => {}
-                _ = stop.wait_for(|stop| *stop) => break,
+                _ = stage.wait_for(|stage| *stage == Stage::Stopping) => break,
             }
         }
         self.remove_file();

@@ -13,7 +13,10 @@ import pytest
 import harness
 import onnx_models
 from harness import Repository, Server, restarts
+from kubelet import Kubelet
 from rehearsal import Rehearsal
+
+WATCH = Callable[[Server], Kubelet]
 
 MB = 1 << 20
 LIMIT = 600 * MB
@@ -71,10 +74,11 @@ def paced(server: Server, until: Callable[[int], bool]) -> tuple[list[int], floa
 
 
 def test_a_leak_has_the_worker_replaced_and_nobody_is_refused(
-    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """The outcome of T20; how early it is seen is measured by the test below, on a machine that is not busy."""
     server = rehearse(models, limited(LIMIT)).wait_settled()
+    watch(server)
     leak = rehearsal.fault("leak", "same", times=1000, bytes=LEAK)
     first = server.worker_pid()
     statuses, _ = paced(server, lambda asked: asked >= 1000 or asked % 5 == 0 and restarts(server) != {})
@@ -90,10 +94,11 @@ def test_a_leak_has_the_worker_replaced_and_nobody_is_refused(
 
 
 def test_memory_that_rises_and_stays_replaces_nobody(
-    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """A step to nearly four fifths of the limit, as an arena makes it for a larger shape, and then rest."""
     server = rehearse(models, limited(LIMIT)).wait_settled()
+    watch(server)
     step = rehearsal.fault("leak", "same", bytes=LIMIT * 77 // 100 - resident(server.worker_pid()))
     first = server.worker_pid()
     statuses, most = paced(server, lambda asked: asked >= 60)
@@ -123,10 +128,11 @@ def test_without_a_supervisor_live_fails_before_the_kernel_kills(
 
 @pytest.mark.faults
 def test_a_leak_is_seen_before_nine_tenths_of_the_limit(
-    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """T20: 5 MB a request for a minute and a half."""
     server = rehearse(models, limited(LIMIT)).wait_settled()
+    watch(server)
     rehearsal.fault("leak", "same", times=1000, bytes=LEAK)
     statuses, most = paced(server, lambda asked: asked >= 450)
     found = restarts(server)

@@ -14,8 +14,11 @@ import pytest
 import harness
 import onnx_models
 from harness import Repository, Server, restarts
+from kubelet import Kubelet
 from rehearsal import Rehearsal
 from wire import Answer
+
+WATCH = Callable[[Server], Kubelet]
 
 POISON = 666.0
 # Far more than the pauses before new workers and their loads take.
@@ -94,10 +97,15 @@ def refused(answer: Answer | None) -> bool:
 
 
 def test_poison_crashes_the_worker_twice_and_is_refused_then(
-    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], among: Callable[[Server], Neighbours]
+    models: Path,
+    rehearsal: Rehearsal,
+    rehearse: Callable[..., Server],
+    among: Callable[[Server], Neighbours],
+    watch: WATCH,
 ) -> None:
     """T21, among clients who ask other things all the time."""
     server = rehearse(models).wait_started().wait_lanes()
+    watch(server)
     rehearsal.fault("crash_on", "same", value=POISON, times=1000)
     neighbours = among(server)
     server.wait_for(lambda: len(neighbours.answers) > 20, "neighbours are answered")
@@ -148,10 +156,11 @@ def test_whoever_was_there_by_chance_is_cleared_by_one_run(
 
 
 def test_a_request_that_hangs_every_lane_is_known_by_it(
-    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """The worker is ended by its supervisor: who hung is to blame, and those who were there by chance are not."""
     server = rehearse(models).wait_started().wait_lanes()
+    watch(server)
     spin = rehearsal.fault("spin", "same", times=3)
 
     def hang(value: float) -> Any:
