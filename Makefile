@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help ort ort-gpu build serve test test-overload test-faults test-loom soak mutants check bench models models-check models-large venv fmt clean distclean
+.PHONY: help ort ort-gpu build serve drill test test-overload test-faults test-loom soak mutants check bench models models-check models-large venv fmt clean distclean
 
 # A virtual environment holds what one requirements file pins. The stamp carries that file's digest, so an edit makes a
 # new environment and an unchanged file asks no registry.
@@ -67,6 +67,9 @@ test-overload: ort venv ## eleven times the load, noisy neighbours, classes: sce
 test-faults: ort venv ## crashes, hangs and stops of real processes: minutes
 	$(CARGO) build --workspace --locked
 	BALM_BIN=$(abspath $(TARGET_DIR))/debug/balm .venv/bin/python -m pytest -p no:cacheprovider -m faults $(CLIENTS)
+
+drill: build ## rehearse faults on a private copy of the server that serves models/ (a minute; ARGS="--html report.html")
+	$(TARGET_DIR)/release/balm drill --models models $(ARGS)
 
 soak: build models-large ## the scenarios at full length on MiniLM, with the bounds that are promised (a quarter of an hour)
 	@for scenario in $(SCENARIOS); do \

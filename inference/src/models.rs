@@ -14,6 +14,7 @@ mod proof;
 mod sharing;
 
 pub(crate) use canary::CanaryWatch;
+pub use proof::zeros;
 
 use crate::admission::{Gate, ModelGate};
 use crate::clip::clipped;

@@ -6,6 +6,7 @@ pub mod banner;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod drill;
 pub mod ending;
 pub mod exit;
 pub mod healing;
