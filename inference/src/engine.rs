@@ -6,6 +6,9 @@
 pub mod onnx;
 pub mod rehearsal;
 pub mod starting;
+mod token;
+
+pub use token::LoadToken;
 
 use crate::contract::Contract;
 use crate::provider::Provider;
@@ -136,6 +139,9 @@ pub enum BuildError {
         /// What to do about it, with a leading separator; may be empty.
         hint: &'static str,
     },
+    /// It was told to end before it was built.
+    #[error("it was told to end")]
+    Cancelled,
 }
 
 /// A run that brought no outputs.
@@ -171,7 +177,7 @@ pub trait Engine: Send + Sync + 'static {
     /// What computes here.
     fn info(&self) -> EngineInfo;
 
-    /// Builds a session; blocks for as long as the model needs to load.
+    /// Builds a session; blocks for as long as the model needs to load, or until `token` is told to end and the engine looks.
     ///
     /// # Errors
     /// [`BuildError`], with the missing piece named.
@@ -179,6 +185,7 @@ pub trait Engine: Send + Sync + 'static {
         &self,
         bytes: ModelBytes<'_>,
         options: &SessionOptions,
+        token: &LoadToken,
     ) -> Result<Box<dyn Session>, BuildError>;
 }
 
@@ -203,8 +210,8 @@ pub trait Session: Send {
     fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<RunOutput, RunError>;
 }
 
-/// Stops a run.
+/// Stops a run, or the building of a session.
 pub trait Cancel: Send + Sync {
-    /// Asks the run in progress to end. Returns at once; the run ends when the runtime next looks.
+    /// Asks what is in progress to end. Returns at once; it ends when the runtime next looks.
     fn cancel(&self);
 }

@@ -4,12 +4,18 @@
 //! are looked at, and what is decided is carried out by `lane/repair.rs`. What cannot be healed in this process is said by
 //! [`WorkerVerdict`], for a supervisor to act on or for liveness to fail by.
 
+mod memory;
+
 use crate::lane::{Lanes, Watched};
 use crate::metrics::HealMetrics;
+use crate::models::Attempt;
+use crate::recorder::{Recorder, Seat};
 use crate::version::unix_ms;
 use balm_probes::ladder::{Abandoned, Means};
-use balm_probes::watchdog::{Lag, Stall, TickClock, lag};
+use balm_probes::watchdog::{HangingLoads, Lag, Stall, TickClock, lag};
 use balm_probes::{Decision, Incident, Incidents, Ladder, Reason, Rung, Sighting, Trouble};
+pub(crate) use memory::Changing;
+use memory::Memory;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -42,9 +48,14 @@ pub(crate) struct Healing {
     watched: Mutex<Vec<Weak<Lanes>>>,
     /// Threads that were abandoned: their sign of life, and what they hold.
     abandoned: Mutex<Vec<(Weak<()>, u64)>>,
+    /// Threads of loads that were abandoned: of which version, and their sign of life.
+    hanging_loads: Mutex<Vec<(String, Weak<Attempt>)>>,
     /// The memory that the process may use, bytes; 0: nobody has set a limit.
     memory_limit: AtomicU64,
     verdict: OnceLock<WorkerVerdict>,
+    memory: Memory,
+    /// Where it is written what runs, where somebody can read it after this process.
+    recorder: OnceLock<Recorder>,
     metrics: HealMetrics,
     born: Instant,
 }
@@ -69,8 +80,11 @@ impl Healing {
             }),
             watched: Mutex::default(),
             abandoned: Mutex::default(),
+            hanging_loads: Mutex::default(),
             memory_limit: AtomicU64::new(0),
             verdict: OnceLock::new(),
+            memory: Memory::default(),
+            recorder: OnceLock::new(),
             metrics,
             born: Instant::now(),
         }
@@ -137,6 +151,16 @@ impl Healing {
         false
     }
 
+    /// Lanes that come from now on write down what they run. Only the first recorder that is given does so.
+    pub(crate) fn record(&self, recorder: Recorder) {
+        let _ = self.recorder.set(recorder);
+    }
+
+    /// Where a lane of this version writes down what it runs, if that is done.
+    pub(crate) fn seat(&self, model: &str, version: u64, identity: u64) -> Option<Seat> {
+        self.recorder.get()?.seat(model, version, identity)
+    }
+
     /// What is to be done about `trouble`.
     pub(crate) fn decide(&self, trouble: Trouble) -> Decision {
         let mut state = self.state.lock();
@@ -165,6 +189,22 @@ impl Healing {
     /// Threads that were abandoned and still live.
     pub(crate) fn abandoned_alive(&self) -> u32 {
         self.abandoned_with(0).alive
+    }
+
+    /// A load of `subject` was abandoned; its thread lives as long as `life`.
+    pub(crate) fn abandon_load(&self, subject: &str, life: Weak<Attempt>) {
+        self.hanging_loads.lock().push((subject.to_owned(), life));
+    }
+
+    /// The loads that were abandoned and still hang.
+    pub(crate) fn hanging_loads(&self, subject: &str) -> HangingLoads {
+        let mut hanging = self.hanging_loads.lock();
+        hanging.retain(|(_, life)| life.strong_count() > 0);
+        let of = |subject: &str| hanging.iter().filter(|(other, _)| other == subject).count();
+        HangingLoads {
+            of_version: u32::try_from(of(subject)).unwrap_or(u32::MAX),
+            of_all: u32::try_from(hanging.len()).unwrap_or(u32::MAX),
+        }
     }
 
     /// Something is wrong.

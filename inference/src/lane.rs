@@ -61,6 +61,8 @@ pub(crate) type LanesChanged = dyn Fn() + Send + Sync;
 pub(crate) struct LaneSettings {
     /// Version that they serve.
     pub(crate) version: u64,
+    /// Of the bytes that its sessions are built from, for the recorder of what runs.
+    pub(crate) identity: u64,
     /// What a session holds at the least: the files that it was built from, bytes.
     pub(crate) bytes: u64,
     /// How long the load took, from the first byte that was read.
@@ -101,6 +103,8 @@ pub(crate) struct Lanes {
     /// Where not all lanes may run at once. One lane needs none.
     turnstile: Option<Turnstile>,
     condition: Mutex<Condition>,
+    /// Whether nothing that they answer can be vouched for; the reason is in the condition.
+    distrusted: AtomicBool,
     rebuild: Box<Rebuild>,
     changed: Box<LanesChanged>,
     budget: Mutex<RepairBudget>,
@@ -145,6 +149,7 @@ impl Lanes {
                 coming: settings.wanted,
                 ..Condition::default()
             }),
+            distrusted: AtomicBool::new(false),
             rebuild,
             changed,
             budget: Mutex::new(RepairBudget::new(RESTARTS_MAX, RESTARTS_WINDOW_MS)),
@@ -212,10 +217,29 @@ impl Lanes {
         self.condition.lock().clone()
     }
 
-    /// Nothing that they answer is to be trusted, for this reason; or it is again.
-    pub(crate) fn suspect(&self, why: Option<String>) {
-        self.condition.lock().suspect = why;
+    /// Nothing that they answer can be vouched for any more: nobody is answered from now on, neither who waits nor who is being
+    /// computed for, and the lanes end. There is no way back; another load brings other lanes.
+    pub(crate) fn distrust(&self, why: String) {
+        self.condition.lock().suspect = Some(why);
+        self.distrusted.store(true, Ordering::Release);
+        self.close();
+        self.answer_who_waits();
         (self.changed)();
+    }
+
+    /// Whether what they answer can be vouched for.
+    pub(crate) fn is_trusted(&self) -> bool {
+        !self.distrusted.load(Ordering::Acquire)
+    }
+
+    /// Why nobody is taken any more.
+    pub(crate) fn refusal(&self) -> PredictError {
+        let version = self.settings.version;
+        let reason = match self.condition.lock().suspect.clone() {
+            Some(why) => format!("version {version} answers nobody: {why}"),
+            None => format!("version {version} has no lane left or was unloaded"),
+        };
+        PredictError::NotReady { model: self.label.clone(), reason }
     }
 
     /// A lane that was coming is there: starts its thread. False when that could not be started; then it is lost.
@@ -270,7 +294,9 @@ impl Lanes {
         // Where it is not allowed, everything works as well, only less so under load.
         let _ = rustix::process::setpriority_process(None, LANE_NICENESS);
         let canceller = session.canceller();
-        let post = Arc::new(Post::new(index));
+        let LaneSettings { version, identity, .. } = self.settings;
+        let seat = self.healing.seat(&self.label, version, identity);
+        let post = Arc::new(Post::new(index, seat));
         post.enter();
         self.posts.lock().push(Arc::clone(&post));
         let mut queue = self.queue.reader();

@@ -22,6 +22,7 @@ pub mod onnx_graph;
 pub mod predict;
 pub mod provider;
 mod queue;
+pub mod recorder;
 pub mod repository;
 pub mod settings;
 pub mod statistics;

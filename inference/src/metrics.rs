@@ -73,6 +73,7 @@ pub struct Metrics {
     batch_rows: HistogramVec,
     shed: IntCounterVec,
     lane_restarts: IntCounterVec,
+    poison_refused: IntCounterVec,
     canaries: IntCounterVec,
     breaker: IntGaugeVec,
     load_seconds: GaugeVec,
@@ -114,6 +115,8 @@ pub struct VersionMetrics {
     pub batch_rows: Histogram,
     /// Lanes that died by a panic and were replaced.
     pub lane_restarts: IntCounter,
+    /// Requests that were not run because they were there at crashes.
+    pub poison_refused: IntCounter,
     canaries: [IntCounter; CanaryResult::ALL.len()],
 }
 
@@ -162,6 +165,11 @@ impl Metrics {
                 "balm_shed_total",
                 "Predict requests turned away for load, by the bound that was reached and by class.",
                 &["model", "reason", "class"],
+            )?,
+            poison_refused: counters(
+                "balm_poison_refused_total",
+                "Requests that were not run because the server had crashed of them twice.",
+                &["model", "version"],
             )?,
             lane_restarts: counters(
                 "balm_lane_restarts_total",
@@ -270,6 +278,7 @@ impl Metrics {
             Box::new(self.batch_rows.clone()),
             Box::new(self.shed.clone()),
             Box::new(self.lane_restarts.clone()),
+            Box::new(self.poison_refused.clone()),
             Box::new(self.canaries.clone()),
             Box::new(self.breaker.clone()),
             Box::new(self.load_seconds.clone()),
@@ -308,6 +317,7 @@ impl Metrics {
             run_seconds: self.run_seconds.with_label_values(&labels),
             batch_rows: self.batch_rows.with_label_values(&labels),
             lane_restarts: self.lane_restarts.with_label_values(&labels),
+            poison_refused: self.poison_refused.with_label_values(&labels),
             canaries: CanaryResult::ALL.map(|result| {
                 self.canaries.with_label_values(&[model, version.as_str(), result.as_str()])
             }),

@@ -4,6 +4,7 @@
 //! other; loads of different models do not. A version that fails is refused with its own reason, and nothing else
 //! changes: the version that served before goes on, and so do all other models.
 
+mod attempt;
 mod canary;
 mod candidate;
 mod heal;
@@ -13,6 +14,7 @@ mod probe;
 mod proof;
 mod sharing;
 
+pub(crate) use attempt::Attempt;
 pub(crate) use canary::CanaryWatch;
 pub use proof::zeros;
 
@@ -34,6 +36,7 @@ use prometheus::IntCounter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// What the models are served under.
 #[derive(Clone, Debug)]
@@ -46,6 +49,8 @@ pub struct ModelsOptions {
     pub max_file_bytes: u64,
     /// Models that are loaded at once at the start.
     pub parallel_loads: usize,
+    /// How long the load of a version may take.
+    pub load_limit: Duration,
 }
 
 /// The models of this server. Cheap to clone.
@@ -291,9 +296,8 @@ impl Model {
                 known: if known.is_empty() { "none".to_owned() } else { known.join(", ") },
             });
         };
-        version.serving().ok_or_else(|| PredictError::NotReady {
-            model: self.name.clone(),
-            reason: version.excuse(),
+        version.serving().filter(|serving| serving.is_trusted()).ok_or_else(|| {
+            PredictError::NotReady { model: self.name.clone(), reason: version.excuse() }
         })
     }
 
@@ -304,19 +308,27 @@ impl Model {
 
     /// Everything of this model that serves, by version.
     pub fn all_serving(&self) -> Vec<Arc<Serving>> {
+        self.loaded().into_iter().filter(|serving| serving.is_trusted()).collect()
+    }
+
+    /// Everything of this model that is loaded, by version: what serves, and what answers nobody until it is loaded anew.
+    fn loaded(&self) -> Vec<Arc<Serving>> {
         self.versions.load().iter().filter_map(|version| version.serving()).collect()
     }
 
     fn not_ready(&self) -> PredictError {
         let versions = self.versions.load();
-        let reason = match versions.last() {
+        // What has served until now says more than what never did.
+        let served = versions.iter().rev().find(|version| version.serving().is_some());
+        let reason = match served.or(versions.last()) {
             Some(version) => version.excuse(),
             None => "it has no version folder with a model.onnx".to_owned(),
         };
         PredictError::NotReady { model: self.name.clone(), reason }
     }
 
-    /// Chooses again which version answers when none is named: the newest that serves, with a lane if there is one.
+    /// Chooses again which version answers when none is named: the newest that serves, with a lane if there is one. None where
+    /// nothing that a version answers can be vouched for.
     fn elect(&self) {
         let serving = self.all_serving();
         let healthy = serving.iter().rev().find(|serving| serving.lane_counts().healthy > 0);

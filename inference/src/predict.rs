@@ -10,6 +10,7 @@ use crate::queue::Entry;
 use crate::statistics::Timing;
 use crate::tensor::Tensor;
 use balm_probes::breaker::BreakerResult;
+use balm_probes::poison::CRASHES_MAX;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -89,6 +90,15 @@ pub enum PredictError {
     /// The runtime failed.
     #[error("ONNX Runtime failed: {0}")]
     Runtime(String),
+    /// The server has crashed of this very request before.
+    #[error(
+        "this request (hash {hash:016x}) was in a run at {CRASHES_MAX} crashes of the server and is not run again for an hour; \
+         another input may work"
+    )]
+    Poison {
+        /// By which supervisor and journal know it.
+        hash: u64,
+    },
 }
 
 impl PredictError {
@@ -98,7 +108,8 @@ impl PredictError {
             PredictError::UnknownModel { .. }
             | PredictError::UnknownVersion { .. }
             | PredictError::Contract(_)
-            | PredictError::InvalidInput(_) => Fault::Client,
+            | PredictError::InvalidInput(_)
+            | PredictError::Poison { .. } => Fault::Client,
             PredictError::Shed(_) | PredictError::Deadline { .. } => Fault::Overload,
             PredictError::NotReady { .. } | PredictError::LaneLost | PredictError::Runtime(_) => {
                 Fault::Server
@@ -112,7 +123,8 @@ impl PredictError {
             PredictError::UnknownModel { .. }
             | PredictError::UnknownVersion { .. }
             | PredictError::Contract(_)
-            | PredictError::InvalidInput(_) => false,
+            | PredictError::InvalidInput(_)
+            | PredictError::Poison { .. } => false,
             PredictError::Shed(_)
             | PredictError::Deadline { .. }
             | PredictError::NotReady { .. }
@@ -159,6 +171,8 @@ pub(crate) struct Job {
     /// Whether it was in a run that died of another: then the wait since is not its fault.
     pub(crate) innocent: bool,
     pub(crate) shape: Shape,
+    /// Of its model and inputs, once a lane has it and what runs is recorded; see [`crate::recorder`].
+    pub(crate) hash: u64,
     /// How it may be padded, if it may.
     pub(crate) padding: Option<Arc<Padding>>,
     pub(crate) deadline: Deadline,

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
@@ -28,6 +29,8 @@ pub(crate) struct Version {
     model: String,
     status: Mutex<Status>,
     serving: ArcSwapOption<Serving>,
+    /// How long the last load that brought it to serve took, milliseconds; 0 before.
+    load_ms: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
@@ -48,6 +51,7 @@ impl Version {
                 since_ms: unix_ms(),
             }),
             serving: ArcSwapOption::empty(),
+            load_ms: AtomicU64::new(0),
         })
     }
 
@@ -90,6 +94,17 @@ impl Version {
     /// Puts `serving` in place. Whoever served before ends when the last request that has looked it up is done.
     pub(crate) fn serve(&self, serving: Option<Arc<Serving>>) {
         self.serving.store(serving);
+    }
+
+    /// How long the last load that brought it to serve took, milliseconds.
+    pub(crate) fn load_ms(&self) -> Option<u64> {
+        Some(self.load_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
+    }
+
+    /// A load that brought it to serve took so long.
+    pub(crate) fn was_loaded_in(&self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.load_ms.store(ms.max(1), Ordering::Relaxed);
     }
 
     /// One sentence on why this version does not answer.
@@ -226,6 +241,7 @@ impl Serving {
             joins: common.is_some(),
             innocent: false,
             shape,
+            hash: 0,
             padding,
             deadline,
             queued_at: now,
@@ -239,10 +255,7 @@ impl Serving {
                 Ok(Pending { lanes, answer: receiver, token, deadline, queued_at: now })
             }
             Err(Refused::Full(_)) => Err(PredictError::Shed(Shed::new(ShedReason::QueueFull))),
-            Err(Refused::Closed(_)) => Err(PredictError::NotReady {
-                model: self.model.clone(),
-                reason: format!("version {} has no lane left or was unloaded", self.version),
-            }),
+            Err(Refused::Closed(_)) => Err(self.lanes.refusal()),
         }
     }
 
@@ -274,6 +287,11 @@ impl Serving {
     /// Requests that wait for a lane.
     pub fn queue_depth(&self) -> usize {
         self.lanes.queue.len()
+    }
+
+    /// Whether what it answers can be vouched for. Once it cannot, it answers nobody.
+    pub fn is_trusted(&self) -> bool {
+        self.lanes.is_trusted()
     }
 
     /// Lanes, wanted and healthy. Those that answer wrongly are not healthy.

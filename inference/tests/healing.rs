@@ -426,13 +426,18 @@ async fn idle_models_are_not_busy_all_at_once() {
     }
 }
 
-/// Answers that are no longer right: not ready at once, loaded anew, and where that does not help, the worker's end.
+/// Answers that are no longer right: nobody is answered from then on, whoever asks; it is loaded anew, and where that does not
+/// help, the worker's end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_answers_are_seen_and_healed() {
     let house = golden(2);
     house.pass(Duration::from_secs(30));
     house.script.wrong.store(true, Ordering::SeqCst);
     until_ticking(&house, "it is called sick", |house| !house.ready());
+    for version in [None, Some("1")] {
+        let refused = house.submit_to(version, ECHO, GRACE).err();
+        assert!(matches!(refused, Some(PredictError::NotReady { .. })), "{version:?}: {refused:?}");
+    }
     assert!(house.metric("balm_canaries_total", &["failed"]) >= 2.0);
     assert!(house.reason(1).contains("golden case \"five\""), "{}", house.reason(1));
     // The load that was to heal it is refused for the same reason; that was the first of two.
@@ -442,10 +447,52 @@ async fn wrong_answers_are_seen_and_healed() {
     let verdict = house.models.worker_verdict().unwrap();
     assert_eq!(verdict.decision.reason, Reason::LaneBudget);
     assert_eq!(house.metric("balm_heal_actions_total", &["lane", "canary"]), 2.0);
-    // By itself it may get well all the same.
+    // It does not come back by itself, however right its answers are; a load with all its proofs brings it.
     house.script.wrong.store(false, Ordering::SeqCst);
-    until_ticking(&house, "well again", House::ready);
-    assert!(house.ask(ECHO).await.is_ok());
+    house.pass(Duration::from_secs(40));
+    assert!(!house.ready() && house.submit(ECHO, GRACE).is_err());
+    house.models.load("m").unwrap();
+    assert!(house.ready() && house.ask(ECHO).await.is_ok());
+}
+
+/// What waits and what is being computed when it comes out is refused like what comes then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_answered_by_what_cannot_be_vouched_for() {
+    let house = golden(2);
+    house.pass(Duration::from_secs(30));
+    let runs = house.runs();
+    let running = house.submit(DEAF, Duration::from_secs(20)).unwrap();
+    house.until("it runs", |house| house.runs() > runs);
+    house.script.wrong.store(true, Ordering::SeqCst);
+    until_ticking(&house, "it is called sick", |house| !house.ready());
+    house.script.wrong.store(false, Ordering::SeqCst);
+    house.script.let_go();
+    let error = running.wait().await.unwrap_err();
+    let PredictError::NotReady { model, reason } = &error else { panic!("{error:?}") };
+    assert_eq!(model, "m");
+    assert!(reason.starts_with("version 1 answers nobody: golden requests fail: "), "{reason}");
+    house.until("given back", House::idle);
+}
+
+/// A version that answers wrongly and is refused when it is loaded anew makes way for the one before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_version_before_takes_over_from_one_that_answers_wrongly() {
+    let house = House::new(1);
+    scripted::add_version(house.repository.path(), "m", 2, "iris");
+    std::fs::write(house.repository.path().join("m/2/golden.json"), GOLDEN).unwrap();
+    let house = house.settled(1);
+    house.pass(Duration::from_secs(30));
+    house.script.wrong.store(true, Ordering::SeqCst);
+    until_ticking(&house, "the one before serves", |house| {
+        house.models.model("m").unwrap().serving(None).is_ok_and(|serving| serving.version == 1)
+    });
+    house.script.wrong.store(false, Ordering::SeqCst);
+    assert!(house.ready() && house.ask(ECHO).await.is_ok());
+    assert!(house.submit_to(Some("2"), ECHO, GRACE).is_err());
+    house.until("told", |house| {
+        house.metric("balm_heal_actions_total", &["version", "canary"]) == 1.0
+    });
+    assert!(house.models.worker_verdict().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -81,6 +81,8 @@ impl OrtAlone {
 
     fn command(&self, model: &Model, threads: usize) -> Command {
         let mut command = Command::new(&self.program);
+        // As Balm does it: else it opens a database of telemetry at its start.
+        command.env("ORT_DISABLE_TELEMETRY", "1");
         command.arg("--library").arg(&self.library);
         command.arg("--model").arg(model.file());
         command.arg("--golden").arg(model.golden());

@@ -20,6 +20,8 @@ pub use reason::Reason;
 pub const LANE_REPAIRS: usize = 2;
 /// Milliseconds.
 pub const LANE_WINDOW_MS: u64 = 60_000;
+/// Loads of a version that answers wrongly, before only another process may help.
+pub const LOADS_MAX: u32 = 2;
 /// Abandoned lanes that may be alive at once: each keeps a thread and a copy of its model.
 pub const ABANDONED_MAX: u32 = 2;
 /// Part of the memory limit that abandoned lanes may hold, percent.
@@ -35,7 +37,7 @@ pub const PROVIDER_WINDOW_MS: u64 = 600_000;
 pub enum Rung {
     /// L0: turn away what is too much. Admission does so by itself; it is here to be counted.
     Shed,
-    /// L1: tell a run to end.
+    /// L1: tell a run, or a load, to end.
     Cancel,
     /// L2: abandon a lane, thread and session, and build another.
     Lane,
@@ -68,7 +70,7 @@ impl Rung {
     pub const fn deed(self) -> &'static str {
         match self {
             Rung::Shed => "requests were turned away",
-            Rung::Cancel => "the run was told to end",
+            Rung::Cancel => "it was told to end",
             Rung::Lane => "the lane was replaced",
             Rung::Provider => "another provider took over",
             Rung::Version => "the version before took over",
@@ -111,7 +113,10 @@ pub enum Trouble {
         abandoned: Abandoned,
     },
     /// Golden requests are no longer answered as recorded.
-    CanaryFailed,
+    CanaryFailed {
+        /// How often the version was loaded anew for it already, and refused.
+        loads: u32,
+    },
     /// An execution provider fails.
     ProviderFailed {
         /// Whether every later call fails too, so that only another process helps.
@@ -178,8 +183,8 @@ impl Ladder {
                     decision(Rung::Worker, Reason::LaneBudget)
                 }
             }
-            Trouble::CanaryFailed => {
-                if self.lanes.try_spend(now_ms) {
+            Trouble::CanaryFailed { loads } => {
+                if loads < LOADS_MAX && self.lanes.try_spend(now_ms) {
                     decision(Rung::Lane, Reason::Canary)
                 } else {
                     decision(Rung::Worker, Reason::LaneBudget)

@@ -5,9 +5,11 @@
 
 pub mod breaker;
 pub mod budget;
+pub mod flight;
 pub mod incident;
 pub mod ladder;
 pub mod liveness;
+pub mod memory;
 pub mod poison;
 pub mod readiness;
 pub mod report;
@@ -20,7 +22,9 @@ pub use budget::RepairBudget;
 pub use incident::{Incident, Incidents, Sighting};
 pub use ladder::{Decision, Ladder, Reason, Rung, Trouble};
 pub use liveness::{Liveness, Startup, liveness, startup};
+pub use memory::{MemoryStep, MemoryWatch};
 pub use readiness::{Readiness, ReadinessPolicy, model_ready, readiness};
 pub use report::{HealthReport, LaneCounts, ModelReport, ServerPhase, VersionReport};
 pub use respawn::{Action, Cause, Departure, End, Event, Fatality, Respawn, RespawnPolicy, Stage};
+pub use slope::Usage;
 pub use state::{IndexState, ModelState};

@@ -7,6 +7,7 @@
 //! ```text
 //! Running ─ended─▶ Waiting ─due─▶ Running          a worker that ended is replaced, after a pause that grows
 //! Running ─verdict or request─▶ Killing ─ended─▶ Waiting
+//! Running ─request, for its memory─▶ Recycling ─ended─▶ Running     in order: nothing in flight is lost, nobody waits longer than for a load
 //! Waiting, Killing ─too often, or it cannot be killed─▶ Fatal ─▶ the process ends
 //! Fatal ─for the third time for one cause─▶ Parked ─something changed─▶ Running
 //! any ─told─▶ Draining ─ended─▶ the process ends
@@ -36,6 +37,8 @@ pub struct RespawnPolicy {
     pub restarts_max: usize,
     /// The window.
     pub window_ms: u64,
+    /// Workers that may be replaced in order within the window. One more is asked for in vain.
+    pub recycles_max: usize,
     /// A killed worker that has not ended after this time never will.
     pub unkillable_ms: u64,
     /// How long the end is seen by probes before it comes.
@@ -57,6 +60,7 @@ impl Default for RespawnPolicy {
             backoff_ms: [0, 200, 1_000, 5_000, 15_000],
             restarts_max: 5,
             window_ms: 5 * 60 * 1000,
+            recycles_max: 5,
             unkillable_ms: 10_000,
             fatal_linger_ms: 1_000,
             park_after: 3,
@@ -112,6 +116,10 @@ pub enum Action {
     Kill,
     /// Ask the worker to drain.
     Drain,
+    /// Ask the worker to finish what it has, for another takes its place.
+    Recycle,
+    /// Tell the worker that it stays: it asked too often.
+    Stay(Cause),
     /// Ask the worker to end now.
     DrainAtOnce,
     /// Write down that the server gives up, for the next one.
@@ -144,6 +152,13 @@ pub enum Stage {
         cause: Cause,
         /// Since when.
         since_ms: u64,
+    },
+    /// It finishes what it has, for another takes its place.
+    Recycling {
+        /// Why.
+        cause: Cause,
+        /// When it is killed.
+        until_ms: u64,
     },
     /// None runs. The next one starts when the pause is over.
     Waiting {
@@ -191,6 +206,7 @@ pub struct Respawn {
     clock_ms: u64,
     stage: Stage,
     budget: RepairBudget,
+    recycles: RepairBudget,
     fatalities: Vec<Fatality>,
     watch: Watch,
     was_ready: bool,
@@ -244,6 +260,7 @@ impl Respawn {
             clock_ms: 0,
             stage: Stage::Running,
             budget: RepairBudget::new(policy.restarts_max, policy.window_ms),
+            recycles: RepairBudget::new(policy.recycles_max, policy.window_ms),
             fatalities: earlier,
             watch: Watch::default(),
             was_ready: false,
@@ -285,6 +302,7 @@ impl Respawn {
                 Vec::new()
             }
             Event::Asked(cause) => match self.stage {
+                Stage::Running if cause.is_orderly() => self.recycle(cause),
                 Stage::Running => self.kill(cause),
                 _ => Vec::new(),
             },
@@ -319,7 +337,7 @@ impl Respawn {
                     None
                 }
             }
-            Stage::Killing { cause, .. } => {
+            Stage::Killing { cause, .. } | Stage::Recycling { cause, .. } => {
                 Some(format!("{}; it is being replaced", cause.sentence()))
             }
             Stage::Waiting { cause, until_ms } => {
@@ -344,6 +362,11 @@ impl Respawn {
             {
                 self.give_up(Cause::Unkillable)
             }
+            Stage::Recycling { until_ms, cause } => match verdict {
+                Some(cause) => self.kill(cause),
+                None if self.clock_ms >= until_ms => self.kill(cause),
+                None => Vec::new(),
+            },
             Stage::Waiting { until_ms, .. } if self.clock_ms >= until_ms => self.spawn(),
             Stage::Draining { until_ms, cut: false }
                 if self.clock_ms >= until_ms || verdict.is_some() =>
@@ -361,14 +384,27 @@ impl Respawn {
         }
     }
 
+    /// Why a worker that ended so is gone: what it was killed or replaced for, else what its end means.
+    pub fn cause(&self, end: End) -> Cause {
+        match (self.stage, end) {
+            (Stage::Killing { cause, .. }, _) | (Stage::Recycling { cause, .. }, End::Code(_)) => {
+                cause
+            }
+            _ => Cause::of(end),
+        }
+    }
+
     fn ended(&mut self, end: End, spread: u64) -> Vec<Action> {
         match self.stage {
             Stage::Running if !self.was_ready && is_hopeless(end) => {
                 let End::Code(code) = end else { return Vec::new() };
                 self.over(Departure::AsWorker(code))
             }
-            Stage::Running => self.replace(Cause::of(end), spread),
-            Stage::Killing { cause, .. } => self.replace(cause, spread),
+            // It was asked to end and did, so there is nothing to wait for.
+            Stage::Recycling { .. } if matches!(end, End::Code(_)) => self.spawn(),
+            Stage::Running | Stage::Killing { .. } | Stage::Recycling { .. } => {
+                self.replace(self.cause(end), spread)
+            }
             Stage::Draining { cut, .. } => {
                 let departure = match end {
                     End::Code(code) => Departure::AsWorker(code),
@@ -386,7 +422,7 @@ impl Respawn {
 
     fn told(&mut self) -> Vec<Action> {
         match self.stage {
-            Stage::Running => {
+            Stage::Running | Stage::Recycling { .. } => {
                 let until_ms = self.clock_ms.saturating_add(self.policy.drain_ms);
                 self.stage = Stage::Draining { until_ms, cut: false };
                 vec![Action::Drain]
@@ -410,6 +446,16 @@ impl Respawn {
     fn kill(&mut self, cause: Cause) -> Vec<Action> {
         self.stage = Stage::Killing { cause, since_ms: self.clock_ms };
         vec![Action::Kill]
+    }
+
+    /// Another worker in place of one that can still finish what it has, unless that was done too often.
+    fn recycle(&mut self, cause: Cause) -> Vec<Action> {
+        if !self.recycles.try_spend(self.clock_ms) {
+            return vec![Action::Stay(cause)];
+        }
+        let until_ms = self.clock_ms.saturating_add(self.policy.drain_ms);
+        self.stage = Stage::Recycling { cause, until_ms };
+        vec![Action::Recycle]
     }
 
     /// The next worker, after a pause, unless there were too many.

@@ -13,9 +13,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod canary;
+mod load;
 mod stall;
 
 pub use canary::Canary;
+pub use load::{
+    HangingLoads, LoadVerdict, judge_load, load_limit_ms, loads_again, makes_way_after_ms, may_load,
+};
 pub use stall::Stall;
 
 /// One tick of the watchdog.

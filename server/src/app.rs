@@ -47,6 +47,9 @@ const LOADED_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How often it is looked whether they have.
 const LOADED_GLANCE: Duration = Duration::from_millis(2);
 
+/// What is said of requests that crash the server where nobody outlives it.
+const UNRECORDED: &str = "requests are not remembered across crashes: there is no supervisor, or it has no memory to share";
+
 /// The server could not be put together.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -88,6 +91,17 @@ pub enum AppError {
     Metrics(#[from] prometheus::Error),
 }
 
+/// Sets the engine to start, on a thread of its own. It takes longer than all else that a start needs, so it comes first.
+///
+/// # Errors
+/// [`AppError::Engine`] where there is no library, [`AppError::Thread`].
+pub fn start_engine(config: &Config) -> Result<StartingEngine, AppError> {
+    let library = library::find(config.onnxruntime.library.as_deref());
+    OnnxEngine::look(&library)?;
+    let level = config.onnxruntime.log_level;
+    StartingEngine::spawn(move || OnnxEngine::start(&library, level)).map_err(AppError::Thread)
+}
+
 /// Engine, repository and metrics: everything but sockets. `balm check` needs no more.
 pub struct Core {
     /// The models, none loaded yet.
@@ -98,18 +112,17 @@ pub struct Core {
 }
 
 impl Core {
-    /// Opens the repository and sets the engine to start; models can be read meanwhile. With `faults` it fails on command.
+    /// Opens the repository; models can be read while the engine starts. With `faults` it fails on command.
     ///
     /// # Errors
     /// [`AppError`].
-    pub fn build(config: &Config, faults: Option<Arc<Faults>>) -> Result<Self, AppError> {
-        // The repository first: a wrong path is found in a millisecond, the library takes a hundred.
+    pub fn build(
+        config: &Config,
+        engine: StartingEngine,
+        faults: Option<Arc<Faults>>,
+    ) -> Result<Self, AppError> {
         let repository = Repository::open(&config.repository.path)?;
-        let library = library::find(config.onnxruntime.library.as_deref());
-        OnnxEngine::look(&library)?;
-        let level = config.onnxruntime.log_level;
-        let engine = StartingEngine::spawn(move || OnnxEngine::start(&library, level));
-        let engine = Arc::new(engine.map_err(AppError::Thread)?);
+        let engine = Arc::new(engine);
         let registry = Registry::new();
         let metrics = Metrics::register(&registry, config.management.triton_metrics)?;
         let gate = Arc::new(Gate::new(GateLimits {
@@ -153,6 +166,7 @@ fn options(config: &Config) -> ModelsOptions {
         integrity: config.repository.integrity,
         max_file_bytes: config.repository.max_file_bytes,
         parallel_loads: defaults.parallelism.lanes as usize,
+        load_limit: config.repository.load_timeout,
     }
 }
 
@@ -233,6 +247,7 @@ impl App {
     pub fn build(
         config: Config,
         host: &Host,
+        engine: StartingEngine,
         bound: Bound,
         front: Front,
         faults: Option<Arc<Faults>>,
@@ -248,14 +263,22 @@ impl App {
             Front::Management(_) => Pulse::start().map_err(AppError::Thread)?,
             Front::Supervisor(worker) => worker.pulse(),
         };
-        let core = Core::build(&config, faults)?;
+        let core = Core::build(&config, engine, faults)?;
         let health = Arc::new(Health::new(
             core.models.clone(),
             Arc::clone(&pulse),
             config.repository.readiness.clone(),
             core.registry.clone(),
         ));
-        if let Front::Supervisor(worker) = &front {
+        let worker = match &front {
+            Front::Management(_) => None,
+            Front::Supervisor(worker) => Some(Arc::clone(worker)),
+        };
+        match worker.as_ref().and_then(Worker::recorder) {
+            Some(recorder) => core.models.record(recorder),
+            None => core.models.describe("poison", UNRECORDED.to_owned()),
+        }
+        if let Some(worker) = &worker {
             worker.attach(&core.models, &health);
         }
         log_start(&config, host);
@@ -263,13 +286,9 @@ impl App {
         let memory = config.admission.memory_limit_bytes;
         if let Some(limit) = MemoryLimit::find(memory, host.memory_bytes.as_ref()) {
             core.models.set_memory_limit(limit.bytes());
-            limit.watch(core.models.gate()).map_err(AppError::Thread)?;
+            limit.watch(core.models.clone(), &pulse, worker.clone()).map_err(AppError::Thread)?;
         }
         register_threads(&core.registry, host, config.http.threads)?;
-        let worker = match &front {
-            Front::Management(_) => None,
-            Front::Supervisor(worker) => Some(Arc::clone(worker)),
-        };
         healing::start(core.models.clone(), &pulse, worker).map_err(AppError::Thread)?;
         let engine = core.started()?;
         describe(&core.models, engine);

@@ -1,6 +1,6 @@
 //! What the subcommands do, and how each ends.
 
-use crate::app::{App, AppError, Front};
+use crate::app::{self, App, AppError, Core, Front};
 use crate::banner::{self, print};
 use crate::cli::{CheckArgs, DrillArgs, ManifestArgs, ServeArgs};
 use crate::config::{Config, Flag};
@@ -9,9 +9,9 @@ use crate::exit::Exit;
 use crate::host::Host;
 use crate::listeners::Listeners;
 use crate::logs::Process;
-use crate::supervisor::{self, Supervisor};
+use crate::supervisor::{self, Supervisor, Suspects};
 use crate::worker::Worker;
-use crate::{allocator, library, logs};
+use crate::{environment, library, logs};
 use balm_inference::engine::EngineError;
 use balm_inference::engine::rehearsal::Faults;
 use balm_inference::integrity::{RootDir, write_manifest};
@@ -34,7 +34,7 @@ pub fn serve(arguments: &ServeArgs) -> Exit {
         (true, _) => work(config, &host, faults),
         (false, false) => supervise(&config, faults.is_some()),
         (false, true) => {
-            allocator::settle();
+            environment::settle();
             serve_alone(config, &host, faults)
         }
     };
@@ -46,8 +46,9 @@ type Rehearsed = Option<Arc<Faults>>;
 fn serve_alone(config: Config, host: &Host, faults: Rehearsed) -> Result<Exit, AppError> {
     let _log = logs::init(&config.log, None)?;
     warn_of(faults.is_some());
+    let engine = app::start_engine(&config)?;
     let Listeners { data, management } = Listeners::open(&config)?;
-    Ok(App::build(config, host, data, Front::Management(management), faults)?.run())
+    Ok(App::build(config, host, engine, data, Front::Management(management), faults)?.run())
 }
 
 fn work(config: Config, host: &Host, faults: Rehearsed) -> Result<Exit, AppError> {
@@ -56,8 +57,9 @@ fn work(config: Config, host: &Host, faults: Rehearsed) -> Result<Exit, AppError
         drop(log);
         signal_hook::low_level::exit(i32::from(code));
     }
+    let engine = app::start_engine(&config)?;
     let (worker, data) = Worker::begin(config.lifecycle.drain_timeout)?;
-    Ok(App::build(config, host, data, Front::Supervisor(worker), faults)?.run())
+    Ok(App::build(config, host, engine, data, Front::Supervisor(worker), faults)?.run())
 }
 
 /// Nobody is to take such a server for one that can be relied on.
@@ -72,14 +74,16 @@ fn supervise(config: &Config, rehearsal: bool) -> Result<Exit, AppError> {
     // As process 1 a signal that nobody heeds is lost.
     let signals = supervisor::Signals::heed().map_err(AppError::Signals)?;
     // The worker, then all else: it has the longest way to go.
-    let first = supervisor::spawn(&data, 1).map_err(AppError::Thread)?;
+    let suspects = Suspects::new();
+    let first = supervisor::spawn(&data, 1, &suspects).map_err(AppError::Thread)?;
     let _log = logs::init(&config.log, Some(Process::Supervisor))?;
     warn_of(rehearsal);
-    Ok(Supervisor::new(config, data, management, signals, first)?.run())
+    Ok(Supervisor::new(config, data, management, signals, first, suspects)?.run())
 }
 
 /// `balm check`: reads, hashes, loads and probes every model as `serve` would, and serves nothing.
 pub fn check(arguments: &CheckArgs) -> Exit {
+    environment::settle();
     let (config, host) = match configured(arguments.config.as_deref(), arguments.flags()) {
         Ok(found) => found,
         Err(exit) => return exit,
@@ -96,7 +100,8 @@ pub fn check(arguments: &CheckArgs) -> Exit {
     };
     let library = library::find(config.onnxruntime.library.as_deref());
     print(&format!("ONNX Runtime   {}\n\n", library.display()));
-    let core = match crate::app::Core::build(&config, None) {
+    let core = app::start_engine(&config).and_then(|engine| Core::build(&config, engine, None));
+    let core = match core {
         Ok(core) => core,
         Err(error) => return fail(exit_of(&error), &chain(&error)),
     };

@@ -71,6 +71,8 @@ pub struct RepositoryConfig {
     pub readiness: ReadinessPolicy,
     /// Bytes that one file of a model may have.
     pub max_file_bytes: u64,
+    /// How long the load of a version may take, from its first byte to its last golden request.
+    pub load_timeout: Duration,
 }
 
 /// `[http]`.

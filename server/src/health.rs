@@ -2,6 +2,7 @@
 
 use crate::management::{ManagementSource, ProbeAnswer};
 use crate::pulse::Pulse;
+use balm_inference::healing::WorkerVerdict;
 use balm_inference::models::Models;
 use balm_probes::{Liveness, Readiness, ReadinessPolicy, readiness, startup};
 use parking_lot::Mutex;
@@ -75,8 +76,11 @@ impl ManagementSource for Health {
 
     fn live(&self) -> ProbeAnswer {
         // Here nobody can replace the worker but whoever started the process.
-        if let Some(verdict) = self.models.worker_verdict() {
-            return ProbeAnswer::live(&Liveness { live: false, reason: Some(verdict.sentence()) });
+        let lost = self.models.worker_verdict().map(WorkerVerdict::sentence);
+        // In time: who is told to end by this answer finishes what it has, who is killed by the kernel does not.
+        let short = || self.models.memory_verdict().map(|verdict| verdict.sentence());
+        if let Some(reason) = lost.or_else(short) {
+            return ProbeAnswer::live(&Liveness { live: false, reason: Some(reason) });
         }
         ProbeAnswer::live(&self.pulse.verdict())
     }

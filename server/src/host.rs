@@ -5,6 +5,8 @@
 
 mod cgroup;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 
 /// A figure and where it was read.
@@ -107,7 +109,13 @@ impl Host {
                 std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok())
             });
         let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        Host::from_readings(affinity, open_files, &|path| fs::read_to_string(path).ok())
+        // Several limits are looked for by way of the same files, and a start counts in milliseconds.
+        let seen = RefCell::new(BTreeMap::new());
+        let read = |path: &str| {
+            let mut seen = seen.borrow_mut();
+            seen.entry(path.to_owned()).or_insert_with(|| fs::read_to_string(path).ok()).clone()
+        };
+        Host::from_readings(affinity, open_files, &read)
     }
 
     /// Judges from readings: cores of the affinity mask, limit of open files, and a way to read kernel files.
@@ -145,8 +153,6 @@ fn memory_total(meminfo: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn host(affinity: Option<u32>, files: &[(&str, &str)]) -> Host {

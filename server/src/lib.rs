@@ -1,6 +1,5 @@
 //! The program `balm`: command line, configuration, wiring, HTTP and the management port.
 
-pub mod allocator;
 pub mod app;
 pub mod banner;
 pub mod cli;
@@ -8,6 +7,7 @@ pub mod commands;
 pub mod config;
 pub mod drill;
 pub mod ending;
+pub mod environment;
 pub mod exit;
 pub mod healing;
 pub mod health;

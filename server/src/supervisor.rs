@@ -12,9 +12,11 @@ mod journal;
 mod metrics;
 mod notify;
 mod signals;
+mod suspects;
 
 pub(crate) use child::{Child, spawn};
 pub(crate) use signals::Signals;
+pub(crate) use suspects::Suspects;
 
 use crate::app::AppError;
 use crate::banner;
@@ -24,6 +26,7 @@ use crate::http::Bound;
 use crate::link::ToWorker;
 use crate::management::{Management, ManagementHandle};
 use crate::pulse::{Pulse, TICK};
+use balm_probes::flight::Involved;
 use balm_probes::{Action, Cause, Departure, End, Event, Respawn, RespawnPolicy, Stage};
 use changes::Changes;
 use desk::{Desk, LastEnd, Standing, unix_ms};
@@ -36,6 +39,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use suspects::Death;
 
 /// How much longer than its configured times a drain may take.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
@@ -57,6 +61,7 @@ pub(crate) struct Supervisor {
     notify: Notify,
     worker: Option<Worker>,
     workers_started: u64,
+    suspects: Suspects,
     last_end: Option<LastEnd>,
     /// When something was found to be wrong that is not healed yet.
     broken_at: Option<Instant>,
@@ -90,6 +95,7 @@ impl Supervisor {
         management: Management,
         signals: Signals,
         first: Child,
+        suspects: Suspects,
     ) -> Result<Self, AppError> {
         let pulse = Pulse::start().map_err(AppError::Thread)?;
         pulse.answer();
@@ -111,6 +117,7 @@ impl Supervisor {
             notify: Notify::new(now),
             worker: None,
             workers_started: 0,
+            suspects,
             last_end: None,
             broken_at: None,
             looked_at: now,
@@ -213,6 +220,9 @@ impl Supervisor {
                 .set_lag(TICK.saturating_mul(u32::try_from(tick.lag_ticks).unwrap_or(u32::MAX)));
             self.happened(Event::Heard { ticks: tick.ticks, lag_ticks: tick.lag_ticks });
         }
+        for hash in heard.survived {
+            self.suspects.survived(hash);
+        }
         if heard.closed
             && let Stage::Draining { .. } = self.respawn.stage()
         {
@@ -253,20 +263,45 @@ impl Supervisor {
             Some(farewell) => format!("{end}: {farewell}"),
             None => end.to_string(),
         };
-        let before = self.respawn.stage();
-        let cause = match before {
-            Stage::Killing { cause, .. } => cause,
-            _ => Cause::of(end),
-        };
-        self.last_end = Some(LastEnd { reason: cause, how: how.clone(), at_ms: unix_ms() });
+        let (before, cause) = (self.respawn.stage(), self.respawn.cause(end));
+        let death = self.post_mortem(&worker.child, before, end);
+        self.last_end = Some(LastEnd {
+            reason: cause,
+            how: how.clone(),
+            at_ms: unix_ms(),
+            requests: death.involved,
+        });
         self.desk.connect(None);
-        if let Stage::Running | Stage::Killing { .. } = before {
+        if let Stage::Running | Stage::Killing { .. } | Stage::Recycling { .. } = before {
             self.broken_at.get_or_insert_with(Instant::now);
-            self.desk.metrics.replaced(cause, worker.in_flight);
-            tracing::error!(reason = cause.as_str(), how, lost = worker.in_flight, "worker ended");
+            // It said so last a tick ago, and has finished since.
+            let drained = matches!(before, Stage::Recycling { .. })
+                && end == End::Code(i32::from(Exit::Drained.code()));
+            let lost = if drained { 0 } else { worker.in_flight };
+            self.desk.metrics.replaced(cause, lost);
+            if drained {
+                tracing::warn!(reason = cause.as_str(), how, "worker finished, another comes");
+            } else {
+                tracing::error!(reason = cause.as_str(), how, lost, "worker ended");
+            }
         }
         let spread = RandomState::new().hash_one(worker.pid);
         self.happened(Event::Ended { end, spread })
+    }
+
+    /// Remembers the requests that a worker died of, and says which.
+    fn post_mortem(&mut self, child: &Child, before: Stage, end: End) -> Death {
+        let ours = matches!(before, Stage::Killing { .. } | Stage::Draining { .. });
+        let Some(memory) = &child.memory else { return Death::default() };
+        let death = self.suspects.died(memory, end, ours);
+        for Involved { model, version, hash, crashes } in &death.involved {
+            tracing::error!(model, version, hash, crashes, "in a run when the worker died");
+        }
+        let unnamed = death.requests.saturating_sub(death.involved.len());
+        if unnamed > 0 {
+            tracing::error!(unnamed, "further requests were in a run when the worker died");
+        }
+        death
     }
 
     /// Decides what follows from an event, says so, and does it.
@@ -287,7 +322,13 @@ impl Supervisor {
                     Action::Kill => self.kill(),
                     Action::Drain => self.desk.say(&ToWorker::Drain),
                     Action::DrainAtOnce => self.desk.say(&ToWorker::DrainAtOnce),
-                    Action::Record(cause) => self.journal.record(cause, unix_ms()),
+                    Action::Recycle => self.desk.say(&ToWorker::Recycle),
+                    Action::Stay(cause) => self.stay(cause),
+                    Action::Record(cause) => {
+                        let end = self.last_end.as_ref();
+                        let requests = end.map_or(&[][..], |end| &end.requests);
+                        self.journal.record(cause, requests, unix_ms());
+                    }
                     Action::Exit(departure) => return Some(departure),
                 }
             }
@@ -305,6 +346,11 @@ impl Supervisor {
                     "killing the worker: {}",
                     cause.sentence()
                 );
+            }
+            Stage::Recycling { cause, .. } => {
+                self.broken_at.get_or_insert_with(Instant::now);
+                let why = self.worker.as_ref().and_then(|worker| worker.farewell.as_deref());
+                tracing::warn!(reason = cause.as_str(), why, "replacing the worker in order");
             }
             Stage::Waiting { until_ms, .. } => {
                 let pause_ms = until_ms.saturating_sub(self.respawn.clock_ms());
@@ -329,7 +375,8 @@ impl Supervisor {
     }
 
     fn spawn(&mut self) -> Option<Event> {
-        let started = self.bound.as_ref().map(|bound| spawn(bound, self.workers_started + 1));
+        let started =
+            self.bound.as_ref().map(|bound| spawn(bound, self.workers_started + 1, &self.suspects));
         match started {
             Some(Ok(child)) => {
                 self.adopt(child);
@@ -352,6 +399,15 @@ impl Supervisor {
         }
     }
 
+    /// The worker asked to be replaced once too often.
+    fn stay(&mut self, cause: Cause) {
+        // It is not its last word.
+        let why = self.worker.as_mut().and_then(|worker| worker.farewell.take());
+        tracing::error!(reason = cause.as_str(), why, "not replaced: that was done too often");
+        self.desk.metrics.stayed();
+        self.desk.say(&ToWorker::Stay);
+    }
+
     /// Takes no connections any more.
     fn close(&mut self) {
         if let Some(bound) = self.bound.take() {
@@ -363,9 +419,11 @@ impl Supervisor {
     fn stand(&self) {
         let stage = self.respawn.stage();
         let objection = self.respawn.objection();
+        let (suspects, poison) = self.suspects.counts();
         let name = match stage {
             Stage::Running => "running",
             Stage::Killing { .. } => "killing",
+            Stage::Recycling { .. } => "recycling",
             Stage::Waiting { .. } => "waiting",
             Stage::Draining { .. } => "draining",
             Stage::Parked { .. } => "parked",
@@ -378,6 +436,8 @@ impl Supervisor {
             worker_pid: self.worker.as_ref().map(|worker| worker.pid.as_raw_nonzero().get()),
             workers_started: self.workers_started,
             last_end: self.last_end.clone(),
+            suspects,
+            poison,
             fatal: match stage {
                 Stage::Fatal { .. } => objection.clone(),
                 _ => None,
@@ -426,6 +486,7 @@ impl Supervisor {
             code: exit.code(),
             reason,
             last_worker,
+            requests: self.last_end.as_ref().map_or(&[], |end| &end.requests),
             workers_started: self.workers_started,
             at_ms: unix_ms(),
         };

@@ -16,11 +16,13 @@ use crate::link::{
 use crate::management::ManagementSource;
 use crate::pulse::{Pulse, TICK};
 use balm_inference::models::Models;
+use balm_inference::recorder::Recorder;
 use balm_probes::{Cause, HealthReport};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -54,6 +56,8 @@ pub struct Worker {
     endings: Endings,
     generation: u64,
     serving: OnceLock<Serving>,
+    /// Where it is to be written what runs, until somebody does.
+    memory: Mutex<Option<OwnedFd>>,
     /// There is a report that the supervisor does not have.
     owes_report: AtomicBool,
     /// Bytes of the last report.
@@ -106,7 +110,7 @@ impl Worker {
         stream: UnixStream,
         drain_timeout: Duration,
     ) -> Result<(Arc<Self>, Bound), WorkerError> {
-        let Received { hello, socket, incoming } = receive(&stream)?;
+        let Received { hello, socket, memory, incoming } = receive(&stream)?;
         stream.set_nonblocking(true)?;
         let bound = match hello.socket {
             SocketKind::Tcp => Bound::tcp(socket)?,
@@ -123,6 +127,7 @@ impl Worker {
             endings: Endings::default(),
             generation: hello.generation,
             serving: OnceLock::new(),
+            memory: Mutex::new(memory),
             owes_report: AtomicBool::new(false),
             report_bytes: AtomicUsize::new(0),
         });
@@ -157,6 +162,20 @@ impl Worker {
         self.generation == 1
     }
 
+    /// What writes down what runs, for the supervisor to read should this process die of it; once.
+    pub fn recorder(self: &Arc<Self>) -> Option<Recorder> {
+        let memory = File::from(self.memory.lock().take()?);
+        let worker = Arc::downgrade(self);
+        let survived = move |hash| {
+            if let Some(worker) = worker.upgrade() {
+                worker.say(&ToSupervisor::Survived { hash });
+            }
+        };
+        Recorder::open(memory, survived)
+            .inspect_err(|error| tracing::error!(%error, "what runs is not recorded"))
+            .ok()
+    }
+
     /// From now on the supervisor is told how `models` stand, before whoever changed it goes on.
     pub fn attach(self: &Arc<Self>, models: &Models, health: &Arc<Health>) {
         let serving = Serving { models: models.clone(), health: Arc::clone(health) };
@@ -176,7 +195,8 @@ impl Worker {
         self.say(&ToSupervisor::Closed);
     }
 
-    /// Asks to be replaced, for a reason that this process cannot mend. It is killed at once.
+    /// Asks to be replaced, for a reason that this process cannot mend. It is killed at once, but where the cause
+    /// [is orderly](Cause::is_orderly): then it is told to finish what it has, or to stay.
     pub fn replace_me(&self, cause: Cause, detail: String) {
         tracing::error!(cause = cause.as_str(), detail, "asking to be replaced");
         self.say(&ToSupervisor::Replace { cause, detail });
@@ -286,6 +306,15 @@ impl Worker {
             }
             ToWorker::DrainAtOnce => {
                 self.endings.tell(Ending::AtOnce);
+            }
+            ToWorker::Recycle => {
+                self.endings.tell(Ending::DrainNow);
+            }
+            ToWorker::Stay => {
+                tracing::warn!("not replaced: that was done too often lately");
+                if let Some(serving) = self.serving.get() {
+                    serving.models.memory_not_healed();
+                }
             }
             // Who asks does not wait for long; a question that finds no place is given up there.
             ToWorker::Metrics { question } => drop(questions.try_send(question)),

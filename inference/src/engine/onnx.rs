@@ -6,8 +6,8 @@ mod provider;
 mod value;
 
 use super::{
-    BuildError, Cancel, Engine, EngineError, EngineInfo, ModelBytes, Placement, RunError,
-    RunOutput, RuntimeLogLevel, SessionOptions,
+    BuildError, Cancel, Engine, EngineError, EngineInfo, LoadToken, ModelBytes, Placement,
+    RunError, RunOutput, RuntimeLogLevel, SessionOptions,
 };
 use crate::contract::{Contract, Dimension, TensorSpec};
 use crate::provider::Provider;
@@ -16,7 +16,7 @@ use crate::tensor::Tensor;
 use ort::environment::Environment;
 use ort::error::ErrorCode;
 use ort::logging::LogLevel;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::{GraphOptimizationLevel, LoadCanceler, SessionBuilder};
 use ort::session::{NoSelectedOutputs, RunOptions};
 use ort::value::{Outlet, ValueType};
 use std::collections::BTreeSet;
@@ -114,15 +114,21 @@ impl OnnxEngine {
         bytes: ModelBytes<'_>,
         options: &SessionOptions,
         providers: &[Provider],
+        token: &LoadToken,
     ) -> Result<ort::session::Session, BuildError> {
         let mut builder = provider::register(self.builder(options)?, providers)?;
         for (location, data) in bytes.external {
             builder =
                 builder.with_external_initializer_file_in_memory(location, Arc::clone(data))?;
         }
-        builder
-            .commit_from_memory(bytes.model)
-            .map_err(|error| provider::classify(error.message(), providers))
+        token.heed(Arc::new(OnnxLoadCancel(builder.canceler())));
+        builder.commit_from_memory(bytes.model).map_err(|error| {
+            // However the library words it: who told it to end knows why.
+            if token.is_cancelled() {
+                return BuildError::Cancelled;
+            }
+            provider::classify(error.message(), providers)
+        })
     }
 }
 
@@ -135,13 +141,14 @@ impl Engine for OnnxEngine {
         &self,
         bytes: ModelBytes<'_>,
         options: &SessionOptions,
+        token: &LoadToken,
     ) -> Result<Box<dyn super::Session>, BuildError> {
-        let (session, placement) = match self.commit(bytes, options, &options.providers) {
+        let (session, placement) = match self.commit(bytes, options, &options.providers, token) {
             Ok(session) => {
                 (session, Placement { providers: options.providers.clone(), degraded: None })
             }
             Err(error @ BuildError::Provider { .. }) if options.fallback_to_cpu => {
-                let session = self.commit(bytes, options, &[Provider::Cpu])?;
+                let session = self.commit(bytes, options, &[Provider::Cpu], token)?;
                 let degraded = Some(error.to_string());
                 (session, Placement { providers: vec![Provider::Cpu], degraded })
             }
@@ -223,6 +230,16 @@ impl Cancel for OnnxCancel {
     fn cancel(&self) {
         if let Err(error) = self.0.terminate() {
             tracing::warn!(error = %error, "run could not be told to stop");
+        }
+    }
+}
+
+struct OnnxLoadCancel(LoadCanceler);
+
+impl Cancel for OnnxLoadCancel {
+    fn cancel(&self) {
+        if let Err(error) = self.0.cancel() {
+            tracing::warn!(error = %error, "load could not be told to stop");
         }
     }
 }

@@ -13,8 +13,8 @@ mod tests;
 pub use faults::{Faults, RehearsalError};
 
 use super::{
-    BuildError, Cancel, Engine, EngineInfo, ModelBytes, Placement, RunError, RunOutput, Session,
-    SessionOptions,
+    BuildError, Cancel, Engine, EngineInfo, LoadToken, ModelBytes, Placement, RunError, RunOutput,
+    Session, SessionOptions,
 };
 use crate::contract::Contract;
 use crate::lane;
@@ -51,12 +51,13 @@ impl Engine for RehearsalEngine {
         &self,
         bytes: ModelBytes<'_>,
         options: &SessionOptions,
+        token: &LoadToken,
     ) -> Result<Box<dyn Session>, BuildError> {
         let place = Place { at: here(), model: bytes.name, inputs: &[] };
         for act in self.faults.claim(|fault| fault.is_for_build(&place)) {
             act.before_build(&self.faults);
         }
-        let session = self.engine.build(bytes, options)?;
+        let session = self.engine.build(bytes, options, token)?;
         let (model, faults) = (bytes.name.to_owned(), Arc::clone(&self.faults));
         Ok(Box::new(RehearsalSession { session, model, faults }))
     }

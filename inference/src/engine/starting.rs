@@ -3,7 +3,9 @@
 //! Loading ONNX Runtime takes tens of milliseconds of one core, reading and hashing a model takes another: whoever starts a
 //! server waits for the longer of the two and not for both.
 
-use super::{BuildError, Engine, EngineError, EngineInfo, ModelBytes, Session, SessionOptions};
+use super::{
+    BuildError, Engine, EngineError, EngineInfo, LoadToken, ModelBytes, Session, SessionOptions,
+};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -67,9 +69,10 @@ impl Engine for StartingEngine {
         &self,
         bytes: ModelBytes<'_>,
         options: &SessionOptions,
+        token: &LoadToken,
     ) -> Result<Box<dyn Session>, BuildError> {
         match self.started() {
-            Ok(engine) => engine.build(bytes, options),
+            Ok(engine) => engine.build(bytes, options, token),
             Err(error) => Err(BuildError::Graph(error.to_string())),
         }
     }

@@ -1,6 +1,6 @@
 //! How far a read has come, for whoever watches from another thread.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
 /// What a read is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,7 @@ pub struct Progress {
     phase: AtomicU8,
     bytes_done: AtomicU64,
     bytes_total: AtomicU64,
+    stopped: AtomicBool,
 }
 
 impl Progress {
@@ -58,6 +59,15 @@ impl Progress {
     /// Bytes to read, as far as they are known: without a manifest, external data joins once the model was read.
     pub fn bytes_total(&self) -> u64 {
         self.bytes_total.load(Relaxed)
+    }
+
+    /// Tells the read to end: it does after the chunk that it is at.
+    pub fn stop(&self) {
+        self.stopped.store(true, Relaxed);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Relaxed)
     }
 
     pub(super) fn enter(&self, phase: ReadPhase) {

@@ -147,6 +147,9 @@ impl Hasher<'_> {
     }
 
     fn read(&self, source: &mut impl Read, chunk: &mut [u8]) -> Result<(), IntegrityError> {
+        if self.progress.is_stopped() {
+            return Err(failed(self.name, io::Error::other("it was told to end")));
+        }
         source.read_exact(chunk).map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => IntegrityError::Changed { file: self.name.to_owned() },
             _ => failed(self.name, error),
@@ -192,6 +195,17 @@ mod tests {
                 assert!(error.retryable());
             }
         }
+    }
+
+    #[test]
+    fn a_read_that_is_told_to_end_ends() {
+        let progress = Progress::default();
+        progress.stop();
+        for keep in [Keep::Owned, Keep::Shared, Keep::Nothing] {
+            let error = read_exactly(&mut [7; 10].as_slice(), 10, "w", keep, &progress);
+            assert!(error.unwrap_err().to_string().contains("w"));
+        }
+        assert_eq!(progress.bytes_done(), 0);
     }
 
     #[test]

@@ -15,18 +15,19 @@ pub(crate) struct Condition {
     pub(crate) degraded: Option<String>,
     /// The latest trouble with a lane, until all are healthy again.
     pub(crate) trouble: Option<String>,
-    /// Why none of them is to be trusted, although they answer.
+    /// Why nothing that they answer can be vouched for. They answer nobody, for good.
     pub(crate) suspect: Option<String>,
 }
 
 impl Condition {
     /// The state of a version that serves by these lanes, and why. Lanes that are coming for the first time are no lack.
     pub(crate) fn verdict(&self) -> (ModelState, Option<String>) {
-        if self.is_hopeless() {
-            return (ModelState::Failed, self.trouble.clone());
-        }
+        // Its lanes end, and that is no failure of theirs.
         if self.suspect.is_some() {
             return (ModelState::Degraded, self.suspect.clone());
+        }
+        if self.is_hopeless() {
+            return (ModelState::Failed, self.trouble.clone());
         }
         if self.degraded.is_some() {
             return (ModelState::Degraded, self.degraded.clone());

@@ -5,6 +5,7 @@
 
 use super::thread_time;
 use crate::predict::Job;
+use crate::recorder::{Place, Seat};
 use balm_probes::watchdog::{LaneVerdict, RunView, judge_lane};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -19,6 +20,8 @@ pub(super) struct Post {
     thread: AtomicI32,
     /// Lives as long as the post: after a hang, as long as the thread.
     life: Arc<()>,
+    /// Where it is written down what runs, if it is.
+    seat: Option<Seat>,
     work: Mutex<Work>,
 }
 
@@ -30,6 +33,8 @@ struct Work {
     jobs: Vec<Job>,
     /// Those that this lane is to run next, each by itself.
     next: VecDeque<Job>,
+    /// Of the run in progress, where suspects are run by themselves.
+    place: Option<Place>,
     /// The thread does not own anything any more.
     abandoned: bool,
     seen: Option<Seen>,
@@ -58,8 +63,14 @@ pub(super) struct Look {
 }
 
 impl Post {
-    pub(super) fn new(index: u32) -> Self {
-        Post { index, thread: AtomicI32::new(0), life: Arc::default(), work: Mutex::default() }
+    pub(super) fn new(index: u32, seat: Option<Seat>) -> Self {
+        let (thread, life) = (AtomicI32::new(0), Arc::default());
+        Post { index, thread, life, seat, work: Mutex::default() }
+    }
+
+    /// Where it is written down what runs, if it is.
+    pub(super) fn seat(&self) -> Option<&Seat> {
+        self.seat.as_ref()
     }
 
     /// A sign of life of the thread, once nobody else looks at the post.
@@ -73,15 +84,24 @@ impl Post {
     }
 
     /// A run for `batch` begins; empties it.
-    pub(super) fn begin(&self, batch: &mut Vec<Job>) {
+    pub(super) fn begin(&self, batch: &mut Vec<Job>, place: Option<Place>) {
+        if let Some(seat) = &self.seat {
+            seat.begin(batch.iter().map(|job| job.hash));
+        }
         let mut work = self.work.lock();
         work.run += 1;
+        work.place = place;
         std::mem::swap(&mut work.jobs, batch);
     }
 
     /// The run has returned: gives its jobs back. False when the lane was abandoned meanwhile, and its jobs with it.
     pub(super) fn end(&self, batch: &mut Vec<Job>) -> bool {
+        // First, so that nobody who is answered is held to have been there.
+        if let Some(seat) = &self.seat {
+            seat.end();
+        }
         let mut work = self.work.lock();
+        work.place = None;
         std::mem::swap(&mut work.jobs, batch);
         !work.abandoned
     }
@@ -159,6 +179,10 @@ impl Post {
             return None;
         }
         work.abandoned = true;
+        work.place = None;
+        if let Some(seat) = &self.seat {
+            seat.hangs();
+        }
         Some((std::mem::take(&mut work.jobs), std::mem::take(&mut work.next)))
     }
 }

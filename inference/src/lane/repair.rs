@@ -160,9 +160,11 @@ impl Lanes {
     fn rebuild(self: &Arc<Self>, index: u32) {
         let lanes = Arc::clone(self);
         self.builds.lock().push((index, None));
+        let changing = self.healing.memory_changes();
         let started = self.spawn(index, move || {
             let built = catch_unwind(AssertUnwindSafe(|| (lanes.rebuild)()))
                 .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
+            drop(changing);
             lanes.builds.lock().retain(|(other, _)| *other != index);
             match built {
                 Ok(session) => {
@@ -195,9 +197,10 @@ impl Lanes {
     }
 
     /// No lane will come for those who wait.
-    fn answer_who_waits(&self) {
+    pub(super) fn answer_who_waits(&self) {
         for job in self.queue.close_and_drain() {
-            job.answer(Err(PredictError::LaneLost));
+            let lost = self.is_trusted().then_some(PredictError::LaneLost);
+            job.answer(Err(lost.unwrap_or_else(|| self.refusal())));
         }
     }
 }

@@ -11,9 +11,11 @@ use crate::batch::{self, Shape};
 use crate::cancel::SharedCancel;
 use crate::engine::{Cancel, RunError, RunOutput, Session};
 use crate::predict::{Job, PredictError, Prediction};
+use crate::recorder::Place;
 use crate::statistics::Timing;
 use crate::tensor::Tensor;
 use crate::version::unix_ms;
+use balm_probes::poison::Standing;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -51,13 +53,17 @@ impl Lanes {
         post: &Post,
         batch: &mut Vec<Job>,
     ) -> Ran {
+        let suspects = self.set_suspects_apart(post, batch);
         match self.run_together(session, canceller, post, batch) {
-            Ended::Answered => return Ran::Answered,
-            Ended::Panicked => return Ran::Panicked(self.after_panic(batch)),
+            Ended::Answered if !suspects => return Ran::Answered,
+            Ended::Answered => {}
+            Ended::Panicked => {
+                self.queue.put_back(post.left().into_iter());
+                return Ran::Panicked(self.after_panic(batch));
+            }
             Ended::Abandoned => return Ran::Abandoned,
-            Ended::TryAlone => {}
+            Ended::TryAlone => post.put_by(batch.drain(..)),
         }
-        post.put_by(batch.drain(..));
         while let Some(job) = post.next() {
             batch.push(job);
             match self.run_together(session, canceller, post, batch) {
@@ -70,6 +76,40 @@ impl Lanes {
             }
         }
         Ran::Answered
+    }
+
+    /// Answers those that were there at too many crashes, and puts by those that were there at one, to run by themselves. Whether
+    /// there are any.
+    fn set_suspects_apart(&self, post: &Post, batch: &mut Vec<Job>) -> bool {
+        let Some(seat) = post.seat() else { return false };
+        for job in batch.iter_mut() {
+            job.hash = seat.hash(&job.inputs);
+        }
+        if seat.knows_nothing() {
+            return false;
+        }
+        for job in batch.extract_if(.., |job| seat.standing(job.hash) == Standing::Refused) {
+            self.count_failed(&job, Instant::now());
+            self.metrics.poison_refused.inc();
+            let error = PredictError::Poison { hash: job.hash };
+            job.answer(Err(error));
+        }
+        let is_suspect = |job: &mut Job| seat.standing(job.hash) == Standing::Suspect;
+        let suspects: Vec<Job> = batch.extract_if(.., is_suspect).collect();
+        let are_there = !suspects.is_empty();
+        // Whoever waits for others to come back is not late by itself.
+        post.put_by(suspects.into_iter().map(|job| Job { innocent: true, ..job }));
+        are_there
+    }
+
+    /// A place for the run of `batch`, where suspects are run by themselves. It is waited for until the deadline.
+    fn place(&self, post: &Post, batch: &[Job]) -> Option<Place> {
+        let seat = post.seat().filter(|seat| !seat.knows_nothing())?;
+        match batch {
+            [job] if seat.standing(job.hash) == Standing::Suspect => seat.alone(job.deadline.at),
+            [] => None,
+            _ => Some(seat.beside_others()),
+        }
     }
 
     /// The one job of a run that panicked; of several none is known to be guilty, so all wait again.
@@ -93,9 +133,11 @@ impl Lanes {
         post: &Post,
         batch: &mut Vec<Job>,
     ) -> Ended {
+        let place = self.place(post, batch);
         let begun = Instant::now();
         self.drop_the_late(batch, begun);
         self.drop_the_overdue(batch, begun);
+        self.drop_if_distrusted(batch);
         session.rearm();
         self.begin(batch, canceller);
         let joined = (batch.len() > 1).then(|| joined(&batch[0], batch));
@@ -103,14 +145,24 @@ impl Lanes {
         // What the run reads stays with this thread; who it is for goes where the watchdog can take it.
         let inputs = joined.unwrap_or_else(|| mem::take(&mut first.inputs));
         let outputs = mem::take(&mut first.outputs);
-        post.begin(batch);
+        post.begin(batch, place);
         let result = catch_unwind(AssertUnwindSafe(|| session.run(&inputs, &outputs)));
         if !post.end(batch) {
             return Ended::Abandoned;
         }
         self.ended.fetch_add(1, Ordering::Relaxed);
+        if let ([job], Some(seat)) = (batch.as_slice(), post.seat())
+            && !seat.knows_nothing()
+        {
+            seat.survived(job.hash);
+        }
         if let Some(first) = batch.first_mut() {
             first.outputs = outputs;
+        }
+        // It may have come out while the run was in progress.
+        self.drop_if_distrusted(batch);
+        if batch.is_empty() {
+            return Ended::Answered;
         }
         let failed = match result {
             Ok(Ok(output)) => match self.answer_all(batch, begun, output, &inputs) {
@@ -150,6 +202,18 @@ impl Lanes {
     pub(super) fn count_failed(&self, job: &Job, now: Instant) {
         if !job.permit.is_canary() {
             self.statistics.failed(now - job.queued_at);
+        }
+    }
+
+    /// Answers all of them, where nothing that these lanes compute can be vouched for.
+    fn drop_if_distrusted(&self, batch: &mut Vec<Job>) {
+        if self.is_trusted() {
+            return;
+        }
+        for job in batch.drain(..) {
+            job.token.finish();
+            self.count_failed(&job, Instant::now());
+            job.answer(Err(self.refusal()));
         }
     }
 

@@ -9,16 +9,21 @@ const SECONDS_BUCKETS: [f64; 12] =
     [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0];
 
 /// Repairs that this process makes or asks for: they are there before the first event.
-const ACTIONS: [(Rung, Reason); 9] = [
+const ACTIONS: [(Rung, Reason); 14] = [
     (Rung::Cancel, Reason::Deadline),
+    (Rung::Cancel, Reason::LoadOverdue),
     (Rung::Lane, Reason::HungSpinning),
     (Rung::Lane, Reason::HungBlocked),
     (Rung::Lane, Reason::HungBetween),
     (Rung::Lane, Reason::Panic),
     (Rung::Lane, Reason::Canary),
+    (Rung::Version, Reason::Canary),
     (Rung::Worker, Reason::LaneBudget),
     (Rung::Worker, Reason::LaneBuild),
     (Rung::Worker, Reason::Stall),
+    (Rung::Worker, Reason::MemoryLeak),
+    (Rung::Worker, Reason::MemoryHigh),
+    (Rung::Shed, Reason::MemoryBudget),
 ];
 
 /// How a canary came back. The label values of `balm_canaries_total`.
@@ -57,6 +62,8 @@ pub(crate) struct HealMetrics {
     pub(crate) repair_seconds: Histogram,
     /// Threads that hang and were left to themselves.
     pub(crate) abandoned: IntGauge,
+    /// Loads that hang and were left to themselves.
+    pub(crate) hanging_loads: IntGauge,
     /// How late the event loop is, seconds.
     pub(crate) event_loop_lag: Gauge,
 }
@@ -84,6 +91,10 @@ impl HealMetrics {
                 "balm_lanes_abandoned",
                 "Lanes that hang, were left to themselves and still hold a thread and a session.",
             ))?,
+            hanging_loads: IntGauge::with_opts(Opts::new(
+                "balm_loads_abandoned",
+                "Loads that did not end when they were told to, were left to themselves and still hold a thread.",
+            ))?,
             event_loop_lag: Gauge::with_opts(Opts::new(
                 "balm_event_loop_lag_seconds",
                 "How late the event loop of the data port is with its answer to the watchdog, in whole ticks of a tenth of a second.",
@@ -101,6 +112,7 @@ impl HealMetrics {
             Box::new(self.detect_seconds.clone()),
             Box::new(self.repair_seconds.clone()),
             Box::new(self.abandoned.clone()),
+            Box::new(self.hanging_loads.clone()),
             Box::new(self.event_loop_lag.clone()),
         ]
     }

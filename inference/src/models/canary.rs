@@ -49,7 +49,6 @@ pub(crate) struct CanaryWatch {
     answered: u64,
     /// Whether a request that was made up has ever been answered.
     proved: bool,
-    is_told: bool,
 }
 
 /// What a look at the canary says of the version.
@@ -59,8 +58,6 @@ pub(super) enum Health {
     Same,
     /// Golden requests are no longer answered as recorded; why.
     Sick(String),
-    /// It was sick, and a request was answered well.
-    Well,
 }
 
 impl CanaryWatch {
@@ -74,7 +71,6 @@ impl CanaryWatch {
             flight: None,
             answered: 0,
             proved: false,
-            is_told: false,
         }
     }
 
@@ -149,22 +145,7 @@ impl CanaryWatch {
             }
         }
         let sick = self.canary.as_ref().is_some_and(Canary::is_sick);
-        match (sick, self.is_told) {
-            (true, false) if !why.is_empty() => {
-                self.is_told = true;
-                Health::Sick(why)
-            }
-            (false, true) => {
-                self.is_told = false;
-                Health::Well
-            }
-            _ => Health::Same,
-        }
-    }
-
-    /// What was done about it did not help: it is told again with the next that fails.
-    pub(super) fn tell_again(&mut self) {
-        self.is_told = false;
+        if sick && !why.is_empty() { Health::Sick(why) } else { Health::Same }
     }
 
     fn send(&mut self, model: &Model, serving: &Serving, gate: &Arc<Gate>, now_ms: u64) {

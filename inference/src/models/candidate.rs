@@ -1,17 +1,19 @@
 //! The route of a version: discovered → verifying → loading → warming → probing → ready.
 
+use super::attempt::Attempt;
 use super::canary::CanaryWatch;
 use super::probe::probe;
 use super::sharing::{Asked, Sharing};
 use super::{Inner, Model};
 use crate::admission::Patience;
 use crate::effective::EffectiveSettings;
-use crate::engine::{ModelBytes, Session, SessionOptions};
+use crate::engine::{LoadToken, ModelBytes, Session, SessionOptions};
 use crate::golden::Golden;
 use crate::integrity::{
     Digest, GOLDEN_FILE, IntegrityError, Progress, ReadOptions, VerifiedModel, read_version,
 };
 use crate::lane::{LaneSettings, Lanes};
+use crate::recorder::identity;
 use crate::settings::ModelSettings;
 use crate::version::{LoadTimes, Serving, Version};
 use balm_probes::ModelState;
@@ -49,7 +51,7 @@ pub(super) struct Candidate {
     pub(super) model: Arc<Model>,
     pub(super) version: Arc<Version>,
     pub(super) settings: ModelSettings,
-    pub(super) progress: Arc<Progress>,
+    pub(super) attempt: Arc<Attempt>,
 }
 
 impl Version {
@@ -66,12 +68,13 @@ impl Candidate {
     /// Brings the version to serve with one lane; gives what is still to be built. `None` when nothing had changed.
     pub(super) fn load(self) -> Result<Option<MoreLanes>, Refusal> {
         let (inner, version) = (&self.inner, &self.version);
+        let step = |state| self.attempt.unless_given_up(|| version.step(inner, state));
         let mut times = LoadTimes::default();
 
-        version.step(inner, ModelState::Verifying);
+        step(ModelState::Verifying)?;
         let begun = Instant::now();
         let reader = Reader::of(&self)?;
-        let read = reader.read(inner, &self.progress);
+        let read = reader.read(inner, &self.attempt.progress);
         inner.metrics.integrity(
             &self.model.name,
             match &read {
@@ -89,10 +92,10 @@ impl Candidate {
             && before.settings == effective
             && before.lanes.condition().verdict().0.serves()
             && before.lanes.condition().trouble.is_none()
-            && before.lanes.condition().suspect.is_none()
+            && before.is_trusted()
         {
             tracing::info!(model = %self.model.name, version = version.number, "already serving these bytes");
-            version.note(before.placement.degraded.clone());
+            self.attempt.unless_given_up(|| version.note(before.placement.degraded.clone()))?;
             return Ok(None);
         }
         let golden = match (&verified.golden, &self.settings.golden) {
@@ -106,13 +109,14 @@ impl Candidate {
             }
         };
 
-        version.step(inner, ModelState::Loading);
+        step(ModelState::Loading)?;
         let begun = Instant::now();
         let bytes = bytes_of(&self.model.name, &verified);
-        let mut session = inner.engine.build(bytes, &effective.session).map_err(Refusal::failed)?;
+        let built = inner.engine.build(bytes, &effective.session, &self.attempt.token);
+        let mut session = built.map_err(Refusal::failed)?;
         times.build = begun.elapsed();
 
-        version.step(inner, ModelState::Warming);
+        step(ModelState::Warming)?;
         let begun = Instant::now();
         let quarantined = |reason: String| Refusal {
             state: ModelState::Quarantined,
@@ -122,7 +126,7 @@ impl Candidate {
         let (first, others) = golden.cases.split_at(golden.cases.len().min(1));
         let limit = effective.max_deadline;
         probe(session.as_mut(), first, limit).map_err(quarantined)?;
-        version.step(inner, ModelState::Probing);
+        step(ModelState::Probing)?;
         probe(session.as_mut(), others, limit).map_err(quarantined)?;
         let asked = Asked::of(&effective, session.contract()).map_err(Refusal::failed)?;
         let sharing = asked.first(session.as_mut(), &golden.cases).map_err(Refusal::failed)?;
@@ -149,7 +153,9 @@ impl Candidate {
             move || {
                 let inner = inner.upgrade().ok_or("the server has ended")?;
                 let again = reader.read_again(&inner, digest)?;
-                engine.build(bytes_of(&name, &again), &options).map_err(|error| error.to_string())
+                engine
+                    .build(bytes_of(&name, &again), &options, &LoadToken::default())
+                    .map_err(|error| error.to_string())
             }
         };
         let watch = Arc::new(Watch {
@@ -166,6 +172,7 @@ impl Candidate {
             model.name.clone(),
             LaneSettings {
                 version: version.number,
+                identity: identity(&verified.digest.to_string()),
                 bytes: verified.bytes_read,
                 load: times.read + times.build + times.probe,
                 load_runs: times.probe,
@@ -185,7 +192,6 @@ impl Candidate {
             Box::new(changed),
             Arc::clone(&inner.healing),
         ));
-        inner.healing.watch(&lanes);
         let serving = Arc::new(Serving {
             model: model.name.clone(),
             version: version.number,
@@ -202,17 +208,21 @@ impl Candidate {
         });
         let unproved = asked.leaves_open(&sharing).then_some((asked, golden));
         sharing.tell(&lanes);
-        self.record(&serving);
-        if !lanes.join(0, session) {
-            return Err(Refusal::failed("the thread of its first lane could not be started"));
-        }
-        let _ = watch.lanes.set(Arc::downgrade(&lanes));
-        model.gate.set_limit(serving.settings.max_in_flight);
-        version.serve(Some(Arc::clone(&serving)));
-        let (state, reason) = lanes.condition().verdict();
-        version.enter(state, reason);
-        model.elect();
-        inner.changed();
+        self.attempt.serves(|| {
+            self.record(&serving);
+            inner.healing.watch(&lanes);
+            if !lanes.join(0, session) {
+                return Err(Refusal::failed("the thread of its first lane could not be started"));
+            }
+            let _ = watch.lanes.set(Arc::downgrade(&lanes));
+            model.gate.set_limit(serving.settings.max_in_flight);
+            version.serve(Some(Arc::clone(&serving)));
+            let (state, reason) = lanes.condition().verdict();
+            version.enter(state, reason);
+            model.elect();
+            inner.changed();
+            Ok(())
+        })?;
         Ok(MoreLanes {
             inner: Arc::clone(inner),
             lanes,
@@ -336,7 +346,9 @@ impl MoreLanes {
             }
             let build = || {
                 let bytes = bytes_of(&self.lanes.label, &self.verified);
-                self.inner.engine.build(bytes, &self.options).map_err(|error| error.to_string())
+                let token = LoadToken::default();
+                let built = self.inner.engine.build(bytes, &self.options, &token);
+                built.map_err(|error| error.to_string())
             };
             let built = catch_unwind(AssertUnwindSafe(build))
                 .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));

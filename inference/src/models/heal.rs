@@ -3,11 +3,16 @@
 use super::canary::Health;
 use super::{Model, Models};
 use crate::healing::WorkerVerdict;
+use crate::recorder::Recorder;
 use crate::version::Serving;
-use balm_probes::{Reason, Rung, Sighting, Trouble};
+use balm_probes::{Reason, Rung, Sighting, Trouble, Usage};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+
+/// Between two loads of a version that answered wrongly: its files may be about to be replaced.
+const LOAD_PAUSE: Duration = Duration::from_secs(1);
 
 impl Models {
     /// The watchdog has ticked: looks at all lanes, tells runs past their deadline to end, and replaces lanes that hang; asks
@@ -42,6 +47,35 @@ impl Models {
         self.0.healing.verdict()
     }
 
+    /// So much memory is used. Gives what to ask for because of it, at the first verdict and every half a minute while it lasts:
+    /// whoever can should have this process finish what it has, and start another.
+    ///
+    /// To be called some four times a second, where there is a limit; `now_ms` is one monotonic clock's.
+    pub fn memory_used(&self, usage: Usage, now_ms: u64) -> Option<WorkerVerdict> {
+        let (news, verdict) = self.0.healing.memory(usage, now_ms);
+        if news {
+            self.0.changed();
+        }
+        verdict
+    }
+
+    /// What was asked for because of memory does not happen.
+    pub fn memory_not_healed(&self) {
+        if self.0.healing.memory_in_vain() {
+            self.0.changed();
+        }
+    }
+
+    /// What is asked for because of memory, while that lasts.
+    pub fn memory_verdict(&self) -> Option<WorkerVerdict> {
+        self.0.healing.memory_verdict()
+    }
+
+    /// Has what runs written down by `recorder`, for whoever sees this process die. To be called before anything is loaded.
+    pub fn record(&self, recorder: Recorder) {
+        self.0.healing.record(recorder);
+    }
+
     /// Says how much memory the process may use, bytes: lanes that hang may hold no more than a part of it.
     pub fn set_memory_limit(&self, bytes: u64) {
         self.0.healing.set_memory_limit(bytes);
@@ -58,45 +92,52 @@ impl Models {
         let (health, sent) = canary.tick(model, serving, &self.0.gate, now_ms, *may_send);
         drop(canary);
         *may_send &= !sent;
-        let subject = || format!("model {:?} version {}", serving.model, serving.version);
-        match health {
-            Health::Same => {}
-            Health::Well => {
-                serving.lanes.suspect(None);
-                self.0.healing.healed(&subject());
-                self.0.changed();
-            }
-            Health::Sick(why) => self.heal_version(model, serving, subject(), why),
+        if let Health::Sick(why) = health {
+            let subject = format!("model {:?} version {}", serving.model, serving.version);
+            self.heal_version(model, serving, subject, why);
         }
     }
 
-    /// What serves answers wrongly: nobody is sent there, and it is loaded anew, with all its proofs.
-    fn heal_version(&self, model: &Model, serving: &Arc<Serving>, subject: String, why: String) {
-        let healing = &self.0.healing;
+    /// What serves answers wrongly: nobody is answered by it any more, and it is loaded anew, with all its proofs.
+    fn heal_version(&self, model: &Arc<Model>, serving: &Serving, subject: String, why: String) {
         tracing::error!(model = %serving.model, version = serving.version, why, "canary failed");
-        serving.lanes.suspect(Some(format!("golden requests fail: {why}")));
-        healing.see(Sighting { subject: subject.clone(), reason: Reason::Canary, after_ms: 0 });
-        let decision = healing.decide(Trouble::CanaryFailed);
-        healing.did(&subject, decision.rung, decision.reason);
-        self.0.changed();
-        if decision.rung != Rung::Lane {
-            healing.give_up(decision, subject);
-            return;
-        }
-        let (models, serving, name) = (self.clone(), Arc::clone(serving), model.name.clone());
-        let body = move || {
-            let loaded = models.load(&name);
-            match loaded {
-                Ok(()) => models.0.healing.healed(&subject),
-                // The load has said why. The canary goes on, and the next failure is for the next rung.
-                Err(_refused) => serving.canary.lock().tell_again(),
-            }
-            models.0.changed();
-        };
-        let thread: String = format!("heal-{}", model.name).chars().take(15).collect();
-        if let Err(error) = thread::Builder::new().name(thread).spawn(body) {
+        serving.lanes.distrust(format!("golden requests fail: {why}"));
+        let (reason, healing) = (Reason::Canary, &self.0.healing);
+        healing.see(Sighting { subject: subject.clone(), reason, after_ms: 0 });
+        let (models, model) = (self.clone(), Arc::clone(model));
+        let name: String = format!("heal-{}", model.name).chars().take(15).collect();
+        let body = move || models.load_anew(&model, subject);
+        if let Err(error) = thread::Builder::new().name(name).spawn(body) {
             tracing::error!(%error, "healing thread not started");
         }
+    }
+
+    /// Loads what answered wrongly until it or another version of the model serves, as often as the ladder allows.
+    fn load_anew(&self, model: &Model, subject: String) {
+        let healing = &self.0.healing;
+        for loads in 0.. {
+            if model.withdrawn.load(Ordering::Acquire) {
+                // Somebody has let it go meanwhile, and nothing is wrong with what is not there.
+                break;
+            }
+            let decision = healing.decide(Trouble::CanaryFailed { loads });
+            healing.did(&subject, decision.rung, decision.reason);
+            self.0.changed();
+            if decision.rung != Rung::Lane {
+                return healing.give_up(decision, subject);
+            }
+            // What refuses it says so itself.
+            let loaded = self.load(&model.name);
+            if loaded.is_err() && model.serving(None).is_ok() {
+                healing.did(&subject, Rung::Version, Reason::Canary);
+            }
+            if model.serving(None).is_ok() {
+                break;
+            }
+            thread::sleep(LOAD_PAUSE);
+        }
+        healing.healed(&subject);
+        self.0.changed();
     }
 }
 

@@ -1,23 +1,24 @@
 //! Loading and unloading: which versions are tried, in which order, and what becomes of the others.
 //!
-//! A load runs on a thread of its own; whoever asked for it waits, and says every ten seconds how far it is.
+//! A load runs on a thread of its own ([`super::attempt`]); whoever asked for it waits.
 
-use super::candidate::{Candidate, Refusal};
+use super::attempt::Tried;
+use super::candidate::Refusal;
 use super::{ControlError, Inner, Model, Models};
 use crate::clip::clipped;
-use crate::integrity::Progress;
 use crate::repository::ModelEntry;
 use crate::settings::{ModelSettings, VersionPolicy};
 use crate::version::Version;
-use balm_probes::ModelState;
+use balm_probes::watchdog::{load_limit_ms, loads_again, may_load};
+use balm_probes::{ModelState, Reason, Rung, Sighting};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-/// A load that takes longer says so this often.
-const STILL_LOADING_EVERY: Duration = Duration::from_secs(10);
+/// Models that may be loaded at once at the start, with those that take long and make way for others.
+const PARALLEL_LOADS_MAX: usize = 16;
 
 impl Models {
     /// Loads every model of the repository and declares it: readiness is judged by these. Blocks.
@@ -40,20 +41,32 @@ impl Models {
             let model = self.0.entry(&entry.name, true);
             model.set_versions(&self.0, &entry.versions);
         }
-        let next = AtomicUsize::new(0);
+        let parallel = self.0.options.parallel_loads.clamp(1, PARALLEL_LOADS_MAX);
+        let start =
+            Start { entries, next: AtomicUsize::new(0), loaders: AtomicUsize::new(parallel) };
         thread::scope(|scope| {
-            for _ in 0..self.0.options.parallel_loads.clamp(1, 16) {
-                scope.spawn(|| {
-                    while let Some(entry) = entries.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let model = self.0.entry(&entry.name, true);
-                        if let Err(error) = self.0.load_entry(&model, entry) {
-                            tracing::error!(model = %entry.name, %error, "model not loaded");
-                        }
-                    }
-                });
+            for _ in 0..parallel {
+                scope.spawn(|| self.load_some(&start, scope));
             }
         });
         Ok(())
+    }
+
+    /// Loads one model after the other, until there are none left.
+    fn load_some<'scope>(&'scope self, start: &'scope Start, scope: &'scope Scope<'scope, '_>) {
+        while let Some(entry) = start.next() {
+            let model = self.0.entry(&entry.name, true);
+            // A load that hangs holds up none of the others.
+            let mut makes_way = || {
+                let waits = start.next.load(Ordering::Relaxed) < start.entries.len();
+                if waits && start.loaders.fetch_add(1, Ordering::Relaxed) < PARALLEL_LOADS_MAX {
+                    scope.spawn(|| self.load_some(start, scope));
+                }
+            };
+            if let Err(error) = self.0.load_entry(&model, entry, &mut makes_way) {
+                tracing::error!(model = %entry.name, %error, "model not loaded");
+            }
+        }
     }
 
     /// Reads the repository again for one model and loads what its version policy asks for. Blocks.
@@ -67,7 +80,7 @@ impl Models {
             return Err(ControlError::UnknownModel(clipped(name)));
         };
         let model = self.0.entry(&entry.name, false);
-        let result = self.0.load_entry(&model, &entry);
+        let result = self.0.load_entry(&model, &entry, &mut || {});
         if model.serving(None).is_ok() {
             model.withdrawn.store(false, Ordering::Release);
             if self.declares_nothing() {
@@ -98,8 +111,22 @@ impl Models {
             version.unload(&self.0);
         }
         model.elect();
+        self.0.healing.memory_changed();
         self.0.changed();
         Ok(())
+    }
+}
+
+/// The models that are loaded at the start.
+struct Start {
+    entries: Vec<ModelEntry>,
+    next: AtomicUsize,
+    loaders: AtomicUsize,
+}
+
+impl Start {
+    fn next(&self) -> Option<&ModelEntry> {
+        self.entries.get(self.next.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -156,6 +183,7 @@ impl Inner {
         self: &Arc<Self>,
         model: &Arc<Model>,
         entry: &ModelEntry,
+        makes_way: &mut dyn FnMut(),
     ) -> Result<(), ControlError> {
         let _control = model.control.lock();
         for warning in &entry.warnings {
@@ -187,7 +215,7 @@ impl Inner {
                 continue;
             };
             let loaded = if entry.versions.contains(&number) {
-                self.load_version(model, version, settings)
+                self.load_version(model, version, settings, makes_way)
             } else {
                 let reason = "model.toml asks for it, the repository has no such folder".to_owned();
                 self.refuse(version, Refusal::failed(&reason));
@@ -225,11 +253,12 @@ impl Inner {
         Err(self.refused(model, reasons.join("; ")))
     }
 
-    /// A version does not come to serve. One that serves already goes on, with a note.
+    /// A version does not come to serve. One that serves already goes on, with a note; one that answers nobody is let go.
     fn refuse(&self, version: &Version, refusal: Refusal) {
-        if version.serving().is_some() {
+        if version.serving().is_some_and(|serving| serving.is_trusted()) {
             version.note(Some(format!("a reload was refused: {}", refusal.reason)));
         } else {
+            version.serve(None);
             version.rediscover();
             version.enter(refusal.state, Some(refusal.reason));
         }
@@ -240,60 +269,22 @@ impl Inner {
         ControlError::Load { model: model.name.clone(), reason }
     }
 
-    /// Loads one version on a thread of its own, and says every ten seconds how far it is.
+    /// Loads one version: once more where that does not end in its time, unless too many hang already.
     fn load_version(
         self: &Arc<Self>,
         model: &Arc<Model>,
         version: &Arc<Version>,
         settings: &ModelSettings,
+        makes_way: &mut dyn FnMut(),
     ) -> Result<(), String> {
-        version.rediscover();
-        let progress = Arc::new(Progress::default());
-        let begun = Instant::now();
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let name = format!("load-{}", model.name).chars().take(15).collect();
-        let spawned = thread::Builder::new().name(name).spawn({
-            let (inner, model, version) =
-                (Arc::clone(self), Arc::clone(model), Arc::clone(version));
-            let (settings, progress) = (settings.clone(), Arc::clone(&progress));
-            move || {
-                let candidate = Candidate { inner, model, version, settings, progress };
-                let (result, more) = match candidate.load() {
-                    Ok(more) => (Ok(()), more),
-                    Err(refusal) => (Err(refusal), None),
-                };
-                // Whoever waits goes on as soon as one lane serves.
-                let _ = sender.send(result);
-                if let Some(more) = more {
-                    more.build();
-                }
-            }
-        });
-        let result = match spawned {
-            Err(error) => {
-                Err(Refusal::failed(format!("its loading thread did not start: {error}")))
-            }
-            Ok(_detached) => loop {
-                match receiver.recv_timeout(STILL_LOADING_EVERY) {
-                    Ok(result) => break result,
-                    Err(mpsc::RecvTimeoutError::Timeout) => tracing::info!(
-                        model = %model.name,
-                        version = version.number,
-                        phase = version.state().as_str(),
-                        read_bytes = progress.bytes_done(),
-                        of_bytes = progress.bytes_total(),
-                        elapsed_s = begun.elapsed().as_secs(),
-                        "still loading"
-                    ),
-                    Err(mpsc::RecvTimeoutError::Disconnected) => {
-                        break Err(Refusal::failed("its loading thread panicked"));
-                    }
-                }
-            },
-        };
+        let subject = format!("load of model {:?} version {}", model.name, version.number);
+        let result = self.load_in_time(model, version, settings, &subject, makes_way);
         self.metrics.loaded(&model.name, version.number, result.is_ok());
         match result {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.healing.healed(&subject);
+                Ok(())
+            }
             Err(refusal) => {
                 tracing::error!(
                     model = %model.name,
@@ -308,4 +299,54 @@ impl Inner {
             }
         }
     }
+
+    fn load_in_time(
+        self: &Arc<Self>,
+        model: &Arc<Model>,
+        version: &Arc<Version>,
+        settings: &ModelSettings,
+        subject: &str,
+        makes_way: &mut dyn FnMut(),
+    ) -> Result<(), Refusal> {
+        let configured_ms = milliseconds(self.options.load_limit);
+        let limit_ms = load_limit_ms(version.load_ms(), configured_ms);
+        let hanging = self.healing.hanging_loads(subject);
+        if !may_load(hanging) {
+            return Err(Refusal::failed(format!(
+                "{} loads of it, and {} of all models, hang and cannot be ended: only another process helps",
+                hanging.of_version, hanging.of_all
+            )));
+        }
+        let mut tries = 0;
+        loop {
+            version.rediscover();
+            tries += 1;
+            let begun = Instant::now();
+            let life = match self.try_version(model, version, settings, limit_ms, &mut *makes_way) {
+                Tried::Ended(result) => {
+                    return result.inspect(|()| version.was_loaded_in(begun.elapsed()));
+                }
+                Tried::Overdue { life } => life,
+            };
+            let reason = Reason::LoadOverdue;
+            self.healing.see(Sighting { subject: subject.to_owned(), reason, after_ms: limit_ms });
+            self.healing.did(subject, Rung::Cancel, reason);
+            let how = if life.is_some() { " and does not end when it is told to" } else { "" };
+            let refusal = Refusal::failed(format!(
+                "its load takes longer than {limit_ms} ms{how}; tried {tries} times (repository.load_timeout_ms)"
+            ));
+            if let Some(life) = life {
+                self.healing.abandon_load(subject, life);
+            }
+            if !loads_again(tries, self.healing.hanging_loads(subject)) {
+                return Err(refusal);
+            }
+            tracing::warn!(model = %model.name, version = version.number, reason = refusal.reason, "loaded once more");
+            self.refuse(version, refusal);
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

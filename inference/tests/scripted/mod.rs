@@ -7,8 +7,8 @@ use balm_inference::contract::{Contract, Dimension, TensorSpec};
 use balm_inference::datatype::Datatype;
 use balm_inference::effective::ModelDefaults;
 use balm_inference::engine::{
-    BuildError, Cancel, Engine, EngineInfo, ModelBytes, Placement, RunError, RunOutput, Session,
-    SessionOptions,
+    BuildError, Cancel, Engine, EngineInfo, LoadToken, ModelBytes, Placement, RunError, RunOutput,
+    Session, SessionOptions,
 };
 use balm_inference::integrity::Policy;
 use balm_inference::metrics::Metrics;
@@ -50,6 +50,10 @@ pub(crate) struct Script {
     pub(crate) builds: AtomicU64,
     /// Builds fail for model files of this size.
     pub(crate) refuse_size: AtomicU64,
+    /// Builds hang for model files of this size,
+    pub(crate) hang_size: AtomicU64,
+    /// until they are told to end; else until the house is gone or lets go.
+    pub(crate) heeds_cancel: AtomicBool,
     pub(crate) degraded: AtomicBool,
     /// Sessions after this many are degraded; 0: none.
     pub(crate) degrade_after: AtomicU64,
@@ -70,6 +74,10 @@ pub(crate) struct Script {
     pub(crate) wrong: AtomicBool,
     /// So are those of the first so many sessions.
     pub(crate) wrong_builds: AtomicU64,
+    /// How long a load may take; `None`: for as long as a busy machine could need.
+    pub(crate) load_limit: Option<Duration>,
+    /// Whether one model is loaded after the other.
+    pub(crate) one_loader: bool,
     /// How long a session takes to build, milliseconds.
     pub(crate) build_ms: AtomicU64,
     /// Lets go of the runs that heed no cancel.
@@ -132,8 +140,20 @@ impl Engine for ScriptedEngine {
         &self,
         bytes: ModelBytes<'_>,
         options: &SessionOptions,
+        token: &LoadToken,
     ) -> Result<Box<dyn Session>, BuildError> {
         let before = self.0.builds.fetch_add(1, Ordering::SeqCst);
+        match self.0.hang_size.load(Ordering::SeqCst) {
+            size if size != bytes.model.len() as u64 => {}
+            _ if self.0.heeds_cancel.load(Ordering::SeqCst) => {
+                let stop = Arc::new(Stop::default());
+                token.heed(Arc::clone(&stop) as Arc<dyn Cancel>);
+                let told = stop.told.lock().unwrap();
+                drop(stop.bell.wait_while(told, |told| !*told).unwrap());
+                return Err(BuildError::Cancelled);
+            }
+            _ => self.0.block(),
+        }
         std::thread::sleep(Duration::from_millis(self.0.build_ms.load(Ordering::SeqCst)));
         if bytes.model.len() as u64 == self.0.refuse_size.load(Ordering::SeqCst) {
             return Err(BuildError::Graph("scripted refusal".to_owned()));
@@ -347,7 +367,8 @@ impl House {
             },
             integrity: Policy::Digest,
             max_file_bytes: 1 << 30,
-            parallel_loads: 2,
+            parallel_loads: if script.one_loader { 1 } else { 2 },
+            load_limit: script.load_limit.unwrap_or(Duration::from_secs(120)),
         };
         let gate = Arc::new(Gate::new(GateLimits { in_flight: 100, bytes: 1 << 20 }));
         let registry = prometheus::Registry::new();

@@ -30,6 +30,8 @@ pub enum Reason {
     VersionHarmful,
     /// A session was not built in time.
     LaneBuild,
+    /// The load of a version did not end in its time.
+    LoadOverdue,
     /// Nothing got done in any lane.
     Stall,
     /// The event loop did not answer.
@@ -40,11 +42,13 @@ pub enum Reason {
     MemoryLeak,
     /// Memory was nearly used up for too long.
     MemoryHigh,
+    /// The worker would have had to be replaced too often for its memory.
+    MemoryBudget,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 18] = [
         Reason::Deadline,
         Reason::HungSpinning,
         Reason::HungBlocked,
@@ -56,11 +60,13 @@ impl Reason {
         Reason::ProviderBudget,
         Reason::VersionHarmful,
         Reason::LaneBuild,
+        Reason::LoadOverdue,
         Reason::Stall,
         Reason::RuntimeWedged,
         Reason::LaneBudget,
         Reason::MemoryLeak,
         Reason::MemoryHigh,
+        Reason::MemoryBudget,
     ];
 
     /// That a lane is hung in this way.
@@ -86,11 +92,13 @@ impl Reason {
             Reason::ProviderBudget => "provider_budget",
             Reason::VersionHarmful => "version_harmful",
             Reason::LaneBuild => "lane_build",
+            Reason::LoadOverdue => "load_overdue",
             Reason::Stall => "stall",
             Reason::RuntimeWedged => "runtime_wedged",
             Reason::LaneBudget => "lane_budget",
             Reason::MemoryLeak => "memory_leak",
             Reason::MemoryHigh => "memory_high",
+            Reason::MemoryBudget => "memory_budget",
         }
     }
 
@@ -108,11 +116,13 @@ impl Reason {
             Reason::ProviderBudget => "execution providers failed too often",
             Reason::VersionHarmful => "the version does harm",
             Reason::LaneBuild => "a session was not built in three times the time of its load",
+            Reason::LoadOverdue => "a load did not end in its time",
             Reason::Stall => "no run ended in any lane",
             Reason::RuntimeWedged => "the event loop did not answer",
             Reason::LaneBudget => "lanes hung too often",
             Reason::MemoryLeak => "memory was about to run out",
             Reason::MemoryHigh => "memory was nearly used up",
+            Reason::MemoryBudget => "the worker was replaced too often for its memory",
         }
     }
 }

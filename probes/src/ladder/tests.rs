@@ -18,7 +18,7 @@ fn each_trouble_has_its_rung() {
     let table = [
         (Trouble::PastDeadline, Rung::Cancel, Reason::Deadline),
         (hung(0), Rung::Lane, Reason::HungBlocked),
-        (Trouble::CanaryFailed, Rung::Lane, Reason::Canary),
+        (Trouble::CanaryFailed { loads: 0 }, Rung::Lane, Reason::Canary),
         (Trouble::ProviderFailed { sticky: true }, Rung::Worker, Reason::ProviderSticky),
         (Trouble::ProviderFailed { sticky: false }, Rung::Worker, Reason::ProviderBudget),
         (Trouble::VersionHarmful, Rung::Worker, Reason::VersionHarmful),
@@ -57,10 +57,17 @@ fn lanes_escalate_exactly_at_their_budget() {
 #[test]
 fn the_canary_spends_what_hung_lanes_spend() {
     let mut ladder = ladder();
-    assert_eq!(ladder.decide(Trouble::CanaryFailed, 0).rung, Rung::Lane);
+    assert_eq!(ladder.decide(Trouble::CanaryFailed { loads: 0 }, 0).rung, Rung::Lane);
     assert_eq!(ladder.decide(hung(0), 0).rung, Rung::Lane);
-    let third = ladder.decide(Trouble::CanaryFailed, 59_999);
+    let third = ladder.decide(Trouble::CanaryFailed { loads: 0 }, 59_999);
     assert_eq!(third, Decision { rung: Rung::Worker, reason: Reason::LaneBudget });
+    // Loads that take longer than the window come to an end as well.
+    let rungs: Vec<Rung> = (0..4)
+        .map(|loads| {
+            ladder.decide(Trouble::CanaryFailed { loads }, 1_000_000 * u64::from(loads + 1)).rung
+        })
+        .collect();
+    assert_eq!(rungs, [Rung::Lane, Rung::Lane, Rung::Worker, Rung::Worker]);
 }
 
 #[test]
@@ -111,7 +118,7 @@ fn names_are_the_labels() {
 fn any_trouble() -> impl Strategy<Value = Trouble> {
     prop_oneof![
         (0u32..4).prop_map(hung),
-        Just(Trouble::CanaryFailed),
+        (0u32..4).prop_map(|loads| Trouble::CanaryFailed { loads }),
         Just(Trouble::Stalled),
         Just(Trouble::MemoryLeak),
         Just(Trouble::PastDeadline),
@@ -133,7 +140,7 @@ proptest! {
             let left = spent < LANE_REPAIRS;
             let mild = match trouble {
                 Trouble::LaneHung { abandoned, .. } => left && abandoned.alive < ABANDONED_MAX,
-                Trouble::CanaryFailed => left,
+                Trouble::CanaryFailed { loads } => left && loads < LOADS_MAX,
                 _ => false,
             };
             match ladder.decide(trouble, now).rung {

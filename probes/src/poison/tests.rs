@@ -54,6 +54,48 @@ fn the_oldest_make_way() {
     assert_eq!(serde_json::from_str::<Poison>(&text).unwrap(), poison);
 }
 
+#[test]
+fn whoever_survives_by_itself_is_no_suspect() {
+    let mut poison = Poison::default();
+    poison.crashed(&[7, 8], 0);
+    assert!(poison.survived(7));
+    assert!(!poison.survived(7), "it is none already");
+    assert_eq!((poison.standing(7, 0), poison.standing(8, 0)), (Clear, Suspect));
+    poison.crashed(&[7, 8], 1);
+    assert_eq!((poison.standing(7, 1), poison.standing(8, 1)), (Suspect, Refused));
+    assert!(!poison.survived(8), "what is proved is not taken back");
+    assert_eq!(poison.counts(1), (1, 1));
+    assert_eq!(poison.counts(1 + REFUSED_MS), (0, 0));
+    assert_eq!(
+        (poison.crashes(8, 1), poison.crashes(8, 1 + REFUSED_MS), poison.crashes(9, 1)),
+        (2, 0, 0)
+    );
+}
+
+#[test]
+fn another_process_forgets_at_the_same_moment() {
+    let mut poison = Poison::default();
+    poison.crashed(&[7], 1_000);
+    poison.crashed(&[7, 8], 61_000);
+    poison.crashed(&[9], 62_000);
+    let told = poison.remembered(161_000);
+    let left = |hash, crashes, left_ms| Remembered { hash, crashes, left_ms };
+    let hour = REFUSED_MS;
+    assert_eq!(
+        told,
+        [left(7, 2, hour - 100_000), left(8, 1, hour - 100_000), left(9, 1, hour - 99_000)]
+    );
+    let there = Poison::of(&told);
+    for after in [0, hour - 100_001, hour - 100_000, hour - 99_001, hour - 99_000] {
+        for hash in 6..10 {
+            let (here, there) =
+                (poison.standing(hash, 161_000 + after), there.standing(hash, hour + after));
+            assert_eq!(here, there, "{hash} after {after}");
+        }
+    }
+    assert_eq!(poison.remembered(62_000 + hour), []);
+}
+
 proptest! {
     /// Beside a model that remembers everything: the same answers as long as the bound is not reached, and never more than it.
     #[test]

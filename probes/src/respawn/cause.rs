@@ -99,6 +99,11 @@ impl Cause {
         }
     }
 
+    /// Whether a worker that asks to be replaced for this can finish what it has first.
+    pub const fn is_orderly(self) -> bool {
+        matches!(self, Cause::Memory)
+    }
+
     /// What an end that nobody brought about means.
     pub const fn of(end: End) -> Cause {
         match end {

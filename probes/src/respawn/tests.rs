@@ -9,6 +9,7 @@ const POLICY: RespawnPolicy = RespawnPolicy {
     backoff_ms: [0, 200, 1_000, 5_000, 15_000],
     restarts_max: 5,
     window_ms: 300_000,
+    recycles_max: 5,
     unkillable_ms: 10_000,
     fatal_linger_ms: 1_000,
     park_after: 3,
@@ -271,12 +272,62 @@ fn told_to_end() {
     assert_eq!(respawn.step(Event::Told), [Action::Exit(Departure::Drained)]);
 }
 
+#[test]
+fn for_its_memory_a_worker_is_replaced_in_order_and_not_too_often() {
+    let mut respawn = new();
+    run(&mut respawn, 1_000, true);
+    for _ in 0..5 {
+        assert_eq!(respawn.step(Event::Asked(Cause::Memory)), [Action::Recycle]);
+        assert!(respawn.objection().unwrap().contains("short of memory; it is being replaced"));
+        assert_eq!(respawn.step(Event::Asked(Cause::Memory)), [], "it is under way");
+        assert_eq!(run(&mut respawn, 1_000, true), []);
+        assert_eq!(respawn.cause(End::Code(0)), Cause::Memory);
+        assert_eq!(respawn.step(ended(End::Code(0))), [Action::Spawn], "no pause");
+    }
+    let before = respawn.stage();
+    let stay = [Action::Stay(Cause::Memory)];
+    assert_eq!(respawn.step(Event::Asked(Cause::Memory)), stay);
+    assert_eq!((respawn.stage(), respawn.objection()), (before, None), "it goes on");
+    // Those that crash have a budget of their own.
+    assert_eq!(respawn.step(ended(End::Signal(11))), [Action::Spawn]);
+    // Five minutes after the first one.
+    run(&mut respawn, 294_900, true);
+    assert_eq!(respawn.step(Event::Asked(Cause::Memory)), stay);
+    run(&mut respawn, 100, true);
+    assert_eq!(respawn.step(Event::Asked(Cause::Memory)), [Action::Recycle]);
+}
+
+#[test]
+fn a_worker_that_is_to_finish_and_does_not() {
+    // It takes too long, hangs, or crashes; then it is one of those.
+    for (alive, after_ms, cause) in [(true, 40_000, Cause::Memory), (false, 10_100, Cause::Hang)] {
+        let mut respawn = new();
+        respawn.step(Event::Asked(Cause::Memory));
+        assert_eq!(run(&mut respawn, 60_000, alive), [Action::Kill]);
+        assert_eq!(respawn.clock_ms(), after_ms);
+        assert_eq!(respawn.cause(End::Signal(9)), cause);
+        assert_eq!(respawn.step(ended(End::Signal(9))), [Action::Spawn]);
+        assert_eq!(respawn.step(ended(End::Signal(9))), [], "a pause: the one before was spent");
+    }
+    let mut respawn = new();
+    respawn.step(Event::Asked(Cause::Memory));
+    assert_eq!(respawn.cause(End::Signal(9)), Cause::Killed);
+    assert_eq!(respawn.step(ended(End::Signal(9))), [Action::Spawn]);
+    assert_eq!(respawn.step(ended(End::Signal(9))), []);
+    // Told to end meanwhile: nobody comes after it.
+    let mut respawn = new();
+    respawn.step(Event::Asked(Cause::Memory));
+    assert_eq!(respawn.step(Event::Told), [Action::Drain]);
+    assert_eq!(respawn.step(ended(End::Code(0))), [Action::Exit(Departure::AsWorker(0))]);
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         20 => (0u64..100_000).prop_map(|measured_ms| Event::Tick { measured_ms }),
         10 => (0u64..5, 0u64..200).prop_map(|(ticks, lag_ticks)| Event::Heard { ticks, lag_ticks }),
         1 => Just(Event::Ready),
         1 => Just(Event::Asked(Cause::Gpu)),
+        3 => Just(Event::Asked(Cause::Memory)),
         10 => (0i32..80, any::<bool>(), any::<u64>()).prop_map(|(number, code, spread)| {
             let end = if code { End::Code(number) } else { End::Signal(number) };
             Event::Ended { end, spread }
@@ -324,6 +375,7 @@ proptest! {
                         }
                     }
                     Action::Kill | Action::Drain | Action::DrainAtOnce => prop_assert!(alive),
+                    Action::Recycle | Action::Stay(_) => prop_assert!(alive),
                     Action::Exit(_) => prop_assert_eq!(respawn.stage(), Stage::Over),
                     Action::Record(_) => {}
                 }
@@ -331,7 +383,7 @@ proptest! {
             let now = respawn.clock_ms();
             // Pauses lie between a death and the start, so a window of starts may reach a pause further back.
             let recent = starts.iter().filter(|start| now - **start < POLICY.window_ms - 18_000);
-            prop_assert!(recent.count() <= POLICY.restarts_max);
+            prop_assert!(recent.count() <= POLICY.restarts_max + POLICY.recycles_max);
             prop_assert!(alive || respawn.stage() != Stage::Running, "nobody runs and nobody starts one");
         }
     }

@@ -6,11 +6,29 @@ use MemoryVerdict::{Fine, High, Leaks};
 const MB: u64 = 1 << 20;
 const LIMIT: u64 = 1_000 * MB;
 
+/// All that is used is the worker's.
+fn alone(used: u64) -> Usage {
+    Usage { used, own: used, limit: LIMIT }
+}
+
 /// Samples once a second, by what is used at each second. The first verdict that is not `Fine`, and its second.
 fn first(used: impl Fn(u64) -> u64, seconds: u64) -> Option<(u64, MemoryVerdict)> {
+    first_of(|second| alone(used(second)), seconds)
+}
+
+fn first_of(usage: impl Fn(u64) -> Usage, seconds: u64) -> Option<(u64, MemoryVerdict)> {
     let mut slope = Slope::default();
     (0..seconds)
-        .map(|second| (second, slope.observe(used(second), LIMIT, second * 1_000)))
+        .map(|second| (second, slope.observe(usage(second), second * 1_000)))
+        .find(|(_, verdict)| *verdict != Fine)
+}
+
+/// The same four times a second, by what is used at each millisecond.
+fn first_ms(used: impl Fn(u64) -> u64, seconds: u64) -> Option<(u64, MemoryVerdict)> {
+    let mut slope = Slope::default();
+    (0..seconds * 1_000)
+        .step_by(250)
+        .map(|ms| (ms, slope.observe(alone(used(ms)), ms)))
         .find(|(_, verdict)| *verdict != Fine)
 }
 
@@ -45,50 +63,124 @@ fn what_rose_and_stays_is_no_leak() {
 }
 
 #[test]
+fn a_leak_too_fast_for_a_line_is_seen_above_eighty_percent() {
+    // 100 MB a second, for which no line is long enough: 90 % is three seconds ahead from 60 % on, 80 % are waited for.
+    let (ms, verdict) = first_ms(|ms| 100 * MB + ms * MB / 10, 100).unwrap();
+    assert_eq!(ms, 7_250, "at 825 MB");
+    assert_eq!(verdict, Leaks { in_ms: 250 });
+    // 20 MB a second after a rest: above 84 %, before any line has its ten seconds.
+    let late = |ms: u64| 700 * MB + ms.saturating_sub(100_000) * MB / 50;
+    let (ms, _) = first_ms(late, 200).unwrap();
+    assert!((107_000..108_000).contains(&ms), "{ms}");
+    // Four samples of a step explain no more than 80 %, and a rise that ends is not called a leak below 80 %.
+    assert_eq!(first_ms(|ms| if ms < 30_000 { 600 * MB } else { 880 * MB }, 60), None);
+    assert_eq!(first_ms(|ms| (300 * MB + ms * MB / 10).min(790 * MB), 60), None);
+    // Slow enough that 90 % is more than three seconds ahead: it is for the longer lines to say.
+    assert_eq!(first_ms(|ms| 805 * MB + ms.min(5_000) * MB / 100, 60), None);
+}
+
+#[test]
 fn above_ninety_percent_for_a_minute_is_too_much() {
     let mut slope = Slope::default();
-    // It falls, so that nothing is projected.
-    let used = |ms: u64| 999 * MB - ms / 1_000 * MB;
-    for second in 0..60 {
-        assert_eq!(slope.observe(used(second * 1_000), LIMIT, second * 1_000), Fine, "{second}");
+    let mut at = |used: u64, ms: u64| slope.observe(alone(used * MB), ms);
+    assert_eq!(at(850, 0), Fine, "what the models need");
+    assert_eq!(at(930, 1_000), Fine);
+    for second in 2..61 {
+        // It falls, so that nothing is projected.
+        assert_eq!(at(949 - second / 2, second * 1_000), Fine, "{second}");
     }
-    assert_eq!(slope.observe(930 * MB, LIMIT, 59_999), Fine);
-    assert_eq!(slope.observe(930 * MB, LIMIT, 60_000), High);
-    assert_eq!(slope.observe(900 * MB, LIMIT, 60_001), Fine, "at ninety, not above");
-    assert_eq!(slope.observe(901 * MB, LIMIT, 60_002), Fine, "the minute begins anew");
-    assert_eq!(slope.observe(901 * MB, LIMIT, 120_001), Fine);
-    assert_eq!(slope.observe(901 * MB, LIMIT, 120_002), High);
+    assert_eq!(at(919, 60_999), Fine);
+    assert_eq!(at(918, 61_000), High);
+    assert_eq!(at(900, 61_001), Fine, "at ninety, not above");
+    assert_eq!(at(901, 61_002), Fine, "the minute begins anew");
+    assert_eq!(at(901, 121_001), Fine);
+    assert_eq!(at(901, 121_002), High);
+}
+
+#[test]
+fn where_the_door_is_shut_two_seconds_are_waited_for() {
+    let mut slope = Slope::default();
+    let mut at = |used: u64, ms: u64| slope.observe(alone(used * MB), ms);
+    assert_eq!(at(800, 0), Fine);
+    assert_eq!(at(960, 1_000), Fine);
+    assert_eq!(at(955, 2_999), Fine);
+    assert_eq!(at(950, 3_000), Fine, "at 95, not above");
+    assert_eq!(at(955, 3_001), Fine);
+    assert_eq!(at(955, 5_000), Fine);
+    assert_eq!(at(955, 5_001), High);
+}
+
+#[test]
+fn nobody_is_replaced_for_what_the_models_need() {
+    // Models that fill 97 % of the limit, and traffic that adds a little less than a twentieth.
+    let full = |second: u64| 930 * MB + (second % 50) * MB;
+    assert_eq!(first(full, 1_000), None);
+    // One more is worth it.
+    let (second, verdict) = first(|second| 930 * MB + second.min(50) * MB, 1_000).unwrap();
+    assert_eq!((second, verdict), (50, High));
+}
+
+#[test]
+fn nobody_is_replaced_where_that_would_not_open_the_door() {
+    // A limit below what the server needs to be there at all, and a tenth of growth.
+    assert_eq!(first(|second| (960 + second.min(100)) * MB, 300), None);
+    let (second, verdict) = first(|second| (950 + second.min(100)) * MB, 300).unwrap();
+    assert_eq!((second, verdict), (50, High));
+}
+
+#[test]
+fn nobody_is_replaced_for_what_others_use() {
+    // Another process of the control group leaks.
+    let other =
+        |second: u64| Usage { used: 400 * MB + second * 5 * MB, own: 200 * MB, limit: LIMIT };
+    assert_eq!(first_of(other, 200), None);
+    // Both do: the worker's own slope counts, and what is left of the limit.
+    let both = |second: u64| Usage {
+        used: 400 * MB + second * 10 * MB,
+        own: 100 * MB + second * 5 * MB,
+        limit: LIMIT,
+    };
+    let (second, verdict) = first_of(both, 200).unwrap();
+    assert_eq!((second, verdict), (11, Leaks { in_ms: 68_000 }));
+}
+
+#[test]
+fn what_shrank_since_the_load_is_what_growth_is_measured_from() {
+    // The model that was unloaded gives its memory back a while later; then 4 MB a second from 400 MB on.
+    let used = |second: u64| if second < 20 { 700 * MB } else { (320 + second * 4) * MB };
+    let (second, _) = first(used, 200).unwrap();
+    assert!((46..70).contains(&second), "{second}");
 }
 
 #[test]
 fn too_short_a_time_says_nothing() {
     let mut slope = Slope::default();
-    let mut at = |second: u64| slope.observe(510 * MB + second * 30 * MB, LIMIT, second * 1_000);
+    let mut at = |second: u64| slope.observe(alone(510 * MB + second * 25 * MB), second * 1_000);
     for second in 0..10 {
         assert_eq!(at(second), Fine, "{second}");
     }
     assert!(matches!(at(10), Leaks { .. }));
     slope.reset();
-    assert_eq!(slope.observe(840 * MB, LIMIT, 11_000), Fine);
+    assert_eq!(slope.observe(alone(790 * MB), 11_000), Fine);
 }
 
 #[test]
-fn samples_are_one_a_second_and_ten_minutes() {
+fn samples_are_four_a_second_and_ten_minutes() {
     let mut slope = Slope::default();
-    for ms in (0..2_000_000).step_by(250) {
-        slope.observe(MB, LIMIT, ms);
-        assert!(slope.samples.len() <= 601);
+    for ms in (0..2_000_000).step_by(50) {
+        slope.observe(alone(MB), ms);
+        assert!(slope.samples.len() <= 2_401);
     }
-    assert_eq!(slope.samples.len(), 600);
+    assert_eq!(slope.samples.len(), 2_400);
     let gaps = slope.samples.iter().zip(slope.samples.iter().skip(1));
-    assert!(gaps.into_iter().all(|((a, _), (b, _))| b - a == 1_000));
+    assert!(gaps.into_iter().all(|((a, _), (b, _))| b - a == 250));
     // Those of before a long pause are gone.
-    slope.observe(MB, LIMIT, 9_000_000);
+    slope.observe(alone(MB), 9_000_000);
     assert_eq!(slope.samples.len(), 1);
     // A window after the first it still counts, a moment later it does not.
-    slope.observe(MB, LIMIT, 9_600_000);
+    slope.observe(alone(MB), 9_600_000);
     assert_eq!(slope.samples.len(), 2);
-    slope.observe(MB, LIMIT, 9_601_000);
+    slope.observe(alone(MB), 9_601_000);
     assert_eq!(slope.samples.len(), 2);
 }
 

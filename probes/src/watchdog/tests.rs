@@ -241,3 +241,50 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_load_has_the_time_that_it_took_before_or_that_people_gave_it() {
+    let table = [
+        (None, 600_000, 600_000),
+        (None, 1, 1),
+        (Some(1_000), 600_000, 10_000),
+        (Some(60_000), 600_000, 180_000),
+        (Some(300_000), 600_000, 600_000),
+        (Some(u64::MAX), 7, 7),
+    ];
+    for (before, configured, limit) in table {
+        assert_eq!(load_limit_ms(before, configured), limit, "{before:?} {configured}");
+    }
+    for (limit, way) in [(600_000, 60_000), (3_600_000, 60_000), (20_000, 2_000), (0, 0)] {
+        assert_eq!(makes_way_after_ms(limit), way, "{limit}");
+    }
+}
+
+#[test]
+fn a_load_is_told_to_end_then_given_up_then_tried_once_more() {
+    use LoadVerdict::{Cancel, Hung, Nothing};
+    let table = [
+        (0, 1, None, Nothing),
+        (999, 1_000, None, Nothing),
+        (1_000, 1_000, None, Cancel),
+        (0, 0, None, Cancel),
+        (9_999, 1_000, Some(0), Nothing),
+        (9_999, 1_000, Some(GRACE_MIN_MS - 1), Nothing),
+        (9_999, 1_000, Some(GRACE_MIN_MS), Hung),
+    ];
+    for (age, limit, cancelled, verdict) in table {
+        assert_eq!(judge_load(age, limit, cancelled), verdict, "{age} {limit} {cancelled:?}");
+    }
+    for (tries, of_version, of_all, again) in [
+        (1, 0, 0, true),
+        (1, 1, 1, true),
+        (1, 2, 2, false),
+        (1, 1, 16, false),
+        (1, 1, 15, true),
+        (2, 0, 0, false),
+    ] {
+        let hanging = HangingLoads { of_version, of_all };
+        assert_eq!(loads_again(tries, hanging), again, "{tries} {hanging:?}");
+        assert_eq!(may_load(hanging), of_version < 2 && of_all < 16);
+    }
+}

@@ -16,6 +16,7 @@ pub const KEYS: &[Key] = &[
     key("repository.control", "whether clients may load and unload models"),
     key("repository.readiness", "all, any, or the models that must serve"),
     key("repository.max_file_bytes", "bytes that one file of a model may have"),
+    key("repository.load_timeout_ms", "milliseconds that the load of a version may take"),
     key("http.addr", "address:port or unix:/path for predictions"),
     key("http.threads", "threads of the HTTP runtime"),
     key("http.max_body_bytes", "bytes that a request body may have"),

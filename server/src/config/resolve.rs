@@ -110,6 +110,7 @@ fn repository(reader: &mut Reader, host: &Host) -> RepositoryConfig {
             values::show_readiness,
         ),
         max_file_bytes: number(reader, "repository.max_file_bytes", file_bytes, 1, 1 << 50),
+        load_timeout: milliseconds(reader, "repository.load_timeout_ms", fixed(600_000), 1),
     }
 }
 

@@ -51,6 +51,7 @@ fn nothing_set_is_complete() {
     assert!(config.repository.control);
     assert_eq!(config.repository.readiness, ReadinessPolicy::All);
     assert_eq!(config.repository.max_file_bytes, 8 << 30);
+    assert_eq!(config.repository.load_timeout, Duration::from_secs(600));
     assert_eq!(config.http.addr, ListenAddr::Tcp("127.0.0.1:8000".parse().unwrap()));
     assert_eq!(config.http.threads, 2);
     assert_eq!(config.http.max_body_bytes, 67_108_864);
@@ -165,6 +166,11 @@ fn each_bad_value_is_refused() {
             "repository.max_file_bytes",
             &["0", "-1", "1.5", "99999999999999999999", "'1'"],
             &["0", "-1", "1e6", "1MiB", "+5"],
+        ),
+        (
+            "repository.load_timeout_ms",
+            &["0", "-1", "'10m'", "86400001"],
+            &["0", "10m", "86400001"],
         ),
         (
             "http.addr",

@@ -116,6 +116,7 @@ impl ApiError {
                     _ => (S::SERVICE_UNAVAILABLE, "overloaded", O::Shed),
                 },
                 PredictError::Deadline { .. } => (S::GATEWAY_TIMEOUT, "deadline", O::Deadline),
+                PredictError::Poison { .. } => (S::UNPROCESSABLE_ENTITY, "poison", O::BadRequest),
                 PredictError::LaneLost => (S::INTERNAL_SERVER_ERROR, "lane_lost", O::Failed),
                 PredictError::Runtime(_) => (S::INTERNAL_SERVER_ERROR, "runtime", O::Failed),
                 // The enum may grow; what it grows by must be given a line above, and is ours until then.

@@ -1,5 +1,5 @@
-//! Sockets from one process to another: the first message carries the listening socket of the data port (`SCM_RIGHTS`,
-//! `unix(7)`).
+//! Descriptors from one process to another: the first message carries the listening socket of the data port, and behind it the
+//! memory in which the worker writes what it runs (`SCM_RIGHTS`, `unix(7)`).
 
 use super::{FrameError, Hello, Incoming, Outgoing, PROTOCOL, ToWorker};
 use rustix::net::{
@@ -10,6 +10,9 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+
+/// The socket, and the memory.
+const DESCRIPTORS_MAX: usize = 2;
 
 /// The first message did not come as it must.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +39,13 @@ pub(crate) struct Received {
     pub(crate) hello: Hello,
     /// The listening socket.
     pub(crate) socket: OwnedFd,
+    /// Where it is to be written what runs, if it is.
+    pub(crate) memory: Option<OwnedFd>,
     /// What came behind the greeting.
     pub(crate) incoming: Incoming,
 }
 
-/// Sends greeting and socket. To a new pair of sockets, so that there is room.
+/// Sends greeting, socket and memory. To a new pair of sockets, so that there is room.
 ///
 /// # Errors
 /// When the pair does not take them.
@@ -48,14 +53,15 @@ pub(crate) fn hand_over(
     stream: &UnixStream,
     hello: Hello,
     socket: BorrowedFd<'_>,
+    memory: Option<BorrowedFd<'_>>,
 ) -> Result<(), HandoverError> {
     let mut greeting = Outgoing::default();
     greeting.push(&ToWorker::Hello(hello))?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let sockets = [socket];
+    let descriptors: Vec<BorrowedFd<'_>> = [Some(socket), memory].into_iter().flatten().collect();
     let bytes = greeting.bytes();
-    if !control.push(SendAncillaryMessage::ScmRights(&sockets)) {
+    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
         return Err(HandoverError::NoSocket);
     }
     let sent = sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
@@ -66,13 +72,13 @@ pub(crate) fn hand_over(
     Ok(())
 }
 
-/// Takes greeting and socket.
+/// Takes greeting, socket and memory.
 ///
 /// # Errors
 /// [`HandoverError`], for example when a person started this program as a worker.
 pub(crate) fn receive(stream: &UnixStream) -> Result<Received, HandoverError> {
     let mut bytes = [0; 8 * 1024];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(
         stream.as_fd(),
@@ -81,18 +87,23 @@ pub(crate) fn receive(stream: &UnixStream) -> Result<Received, HandoverError> {
         RecvFlags::CMSG_CLOEXEC,
     )
     .map_err(io::Error::from)?;
-    let mut sockets = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
-        _ => None,
-    });
-    let socket = sockets.next();
+    let mut descriptors = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten();
+    let (socket, memory) = (descriptors.next(), descriptors.next());
     let mut incoming = Incoming::default();
     incoming.push(bytes.get(..received.bytes).unwrap_or_default());
     match (incoming.next::<ToWorker>()?, socket) {
         (Some(ToWorker::Hello(hello)), _) if hello.protocol != PROTOCOL => {
             Err(HandoverError::Protocol(hello.protocol))
         }
-        (Some(ToWorker::Hello(hello)), Some(socket)) => Ok(Received { hello, socket, incoming }),
+        (Some(ToWorker::Hello(hello)), Some(socket)) => {
+            Ok(Received { hello, socket, memory, incoming })
+        }
         _ => Err(HandoverError::NoSocket),
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Version of the messages.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// From the supervisor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,10 @@ pub(crate) enum ToWorker {
     Drain,
     /// End now.
     DrainAtOnce,
+    /// Take nothing more, finish what is under way and end: another takes its place.
+    Recycle,
+    /// It asked to be replaced and is not: that was done too often.
+    Stay,
     /// Render the metrics.
     Metrics {
         /// Number of the question, to be given back.
@@ -69,6 +73,11 @@ pub(crate) enum ToSupervisor {
     },
     /// Takes no connections any more.
     Closed,
+    /// A request that was there at a crash was run by itself, and did no harm.
+    Survived {
+        /// Which.
+        hash: u64,
+    },
     /// Must be replaced, for a reason that it cannot mend itself.
     Replace {
         /// Which.

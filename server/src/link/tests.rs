@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
 fn pair() -> (UnixStream, UnixStream) {
@@ -22,7 +23,7 @@ fn a_listener_travels_and_goes_on_listening() {
     let (supervisor, worker) = pair();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    hand_over(&supervisor, hello(), listener.as_fd()).unwrap();
+    hand_over(&supervisor, hello(), listener.as_fd(), None).unwrap();
     // What is said before the worker is there waits for it.
     let mut outgoing = Outgoing::default();
     outgoing.push(&ToWorker::Drain).unwrap();
@@ -39,12 +40,26 @@ fn a_listener_travels_and_goes_on_listening() {
 }
 
 #[test]
+fn memory_travels_with_it_and_is_the_same_at_both_ends() {
+    let (supervisor, worker) = pair();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let memory = tempfile::tempfile().unwrap();
+    hand_over(&supervisor, hello(), listener.as_fd(), Some(memory.as_fd())).unwrap();
+    let theirs = std::fs::File::from(receive(&worker).unwrap().memory.unwrap());
+    theirs.write_all_at(b"x", 0).unwrap();
+    drop((theirs, worker));
+    let mut byte = [0];
+    memory.read_exact_at(&mut byte, 0).unwrap();
+    assert_eq!(byte, *b"x");
+}
+
+#[test]
 fn what_is_no_supervisor_is_told_so() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (supervisor, worker) = pair();
     assert!(matches!(receive(&worker), Err(HandoverError::Io(_))), "nothing there");
     let stranger = Hello { protocol: PROTOCOL + 1, ..hello() };
-    hand_over(&supervisor, stranger, listener.as_fd()).unwrap();
+    hand_over(&supervisor, stranger, listener.as_fd(), None).unwrap();
     assert!(matches!(receive(&worker), Err(HandoverError::Protocol(_))));
     for bytes in [&b"\x02\0\0\0{}"[..], b"GET / HTTP/1.1\r\n\r\n", b"\x01"] {
         let (mut supervisor, worker) = pair();
@@ -105,6 +120,7 @@ fn any_message() -> impl Strategy<Value = ToSupervisor> {
         }),
         (any::<u64>(), ".*").prop_map(|(question, text)| ToSupervisor::Metrics { question, text }),
         Just(ToSupervisor::Closed),
+        any::<u64>().prop_map(|hash| ToSupervisor::Survived { hash }),
         ".*".prop_map(|detail| ToSupervisor::Replace { cause: Cause::Gpu, detail }),
     ]
 }

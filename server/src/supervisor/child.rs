@@ -1,13 +1,15 @@
 //! The worker as a process: started, reaped, killed.
 
-use crate::allocator;
+use super::suspects::Suspects;
+use crate::environment;
 use crate::http::{Bound, Listening};
 use crate::link::{HandoverError, Hello, PROTOCOL, SocketKind, hand_over};
 use balm_probes::End;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use std::env;
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -31,15 +33,22 @@ pub(crate) struct Child {
     pub(super) pid: Pid,
     /// The line to it.
     pub(super) stream: UnixStream,
+    /// Where it writes what it runs. None where the system has given no memory for it.
+    pub(super) memory: Option<File>,
 }
 
-/// Starts a worker on the data port. It has the command line, the environment and the outputs of this process.
+/// Starts a worker on the data port, which knows what is remembered of those before it. It has the command line, the environment and the outputs of this process.
 ///
 /// To be called on a thread that lives as long as the process.
 ///
 /// # Errors
 /// When the system does not give a process or a pair of sockets.
-pub(crate) fn spawn(bound: &Bound, generation: u64) -> io::Result<Child> {
+pub(crate) fn spawn(bound: &Bound, generation: u64, suspects: &Suspects) -> io::Result<Child> {
+    // Without it a server is better than none.
+    let memory = suspects.memory();
+    let memory = memory
+        .inspect_err(|error| tracing::error!(%error, "what the worker runs is not recorded"))
+        .ok();
     let (stream, theirs) = UnixStream::pair()?;
     let listening = bound.listening().map_err(io::Error::other)?;
     let socket = match listening {
@@ -48,7 +57,8 @@ pub(crate) fn spawn(bound: &Bound, generation: u64) -> io::Result<Child> {
     };
     // It finds the greeting when it looks for it; nobody waits for anybody.
     let hello = Hello { protocol: PROTOCOL, generation, socket };
-    hand_over(&stream, hello, bound.as_fd()).map_err(|error| match error {
+    let shared = memory.as_ref().map(AsFd::as_fd);
+    hand_over(&stream, hello, bound.as_fd(), shared).map_err(|error| match error {
         HandoverError::Io(error) => error,
         other => io::Error::other(other),
     })?;
@@ -57,15 +67,13 @@ pub(crate) fn spawn(bound: &Bound, generation: u64) -> io::Result<Child> {
     let name = arguments.next().unwrap_or_else(|| "balm".into());
     let mut command = Command::new(PROGRAM);
     command.arg0(name).args(arguments).arg("--worker").stdin(OwnedFd::from(theirs));
-    if let Some((variable, tunables)) = allocator::setting() {
-        command.env(variable, tunables);
-    }
+    command.envs(environment::lacking());
     for variable in NOT_INHERITED {
         command.env_remove(variable);
     }
     // Reaped by number, with all others: see `reap`.
     let child = command.spawn()?;
-    Ok(Child { pid: Pid::from_child(&child), stream })
+    Ok(Child { pid: Pid::from_child(&child), stream, memory })
 }
 
 /// The next process that has ended, our own child or one that was left to us, as process 1 is.

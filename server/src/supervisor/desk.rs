@@ -7,6 +7,8 @@ use super::metrics::SupervisorMetrics;
 use crate::link::{FrameError, Incoming, Outgoing, Tick, ToSupervisor, ToWorker};
 use crate::management::{ManagementSource, ProbeAnswer};
 use crate::pulse::Pulse;
+use balm_probes::flight::Involved;
+use balm_probes::poison::REMEMBERED_MAX;
 use balm_probes::{
     Cause, HealthReport, Liveness, Readiness, ReadinessPolicy, ServerPhase, Startup, readiness,
     startup,
@@ -35,7 +37,7 @@ pub(super) struct Desk {
 /// How the supervisor itself sees it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Standing {
-    /// `running`, `killing`, `waiting`, `draining`, `parked`, `fatal`.
+    /// `running`, `killing`, `recycling`, `waiting`, `draining`, `parked`, `fatal`.
     pub(super) stage: &'static str,
     /// The process of the worker; none while there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,6 +47,10 @@ pub(super) struct Standing {
     /// Of the worker before this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_end: Option<LastEnd>,
+    /// Requests that were there at a crash, and are run by themselves.
+    pub(super) suspects: usize,
+    /// Requests that were there at two, and are refused.
+    pub(super) poison: usize,
     /// Why the process is beyond repair.
     #[serde(skip)]
     pub(super) fatal: Option<String>,
@@ -66,6 +72,9 @@ pub(super) struct LastEnd {
     pub(super) how: String,
     /// When, in milliseconds of Unix time.
     pub(super) at_ms: u64,
+    /// Requests that it is held against, some of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) requests: Vec<Involved>,
 }
 
 /// What the worker said that is not for probes.
@@ -77,6 +86,8 @@ pub(super) struct Heard {
     pub(super) replace: Option<(Cause, String)>,
     /// It takes no connections any more.
     pub(super) closed: bool,
+    /// Requests that are suspects no more.
+    pub(super) survived: Vec<u64>,
     /// The line is broken.
     pub(super) broken: bool,
 }
@@ -151,6 +162,7 @@ impl Desk {
     /// From now on this is how it stands.
     pub(super) fn stand(&self, standing: Standing) {
         self.metrics.set_parked(standing.parked);
+        self.metrics.set_remembered(standing.suspects, standing.poison);
         *self.standing.lock() = Arc::new(standing);
     }
 
@@ -312,6 +324,12 @@ impl Line {
                 }
             }
             ToSupervisor::Closed => self.heard.closed = true,
+            // Each was remembered before, so there are not more of them than that.
+            ToSupervisor::Survived { hash } => {
+                if self.heard.survived.len() < REMEMBERED_MAX {
+                    self.heard.survived.push(hash);
+                }
+            }
             ToSupervisor::Replace { cause, detail } => self.heard.replace = Some((cause, detail)),
         }
     }

@@ -4,6 +4,7 @@
 //! and renamed, so that it is never half there. A journal that cannot be read or written costs parking, not the server.
 
 use crate::exit::Exit;
+use balm_probes::flight::Involved;
 use balm_probes::{Cause, Fatality};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -21,6 +22,9 @@ struct Entry {
     /// When, in milliseconds of Unix time.
     at_ms: u64,
     reason: Cause,
+    /// Requests that the last end is held against, some of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    requests: Vec<Involved>,
 }
 
 /// The journal, if one is configured.
@@ -54,8 +58,8 @@ impl Journal {
     }
 
     /// Adds an end.
-    pub(super) fn record(&mut self, reason: Cause, at_ms: u64) {
-        self.entries.push(Entry { at_ms, reason });
+    pub(super) fn record(&mut self, reason: Cause, requests: &[Involved], at_ms: u64) {
+        self.entries.push(Entry { at_ms, reason, requests: requests.to_vec() });
         let surplus = self.entries.len().saturating_sub(ENTRIES_MAX);
         self.entries.drain(..surplus);
         let Some(path) = &self.path else { return };
@@ -96,6 +100,9 @@ pub(super) struct Reason<'a> {
     /// The last worker's end, as the kernel tells it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_worker: Option<&'a str>,
+    /// Requests that its end is held against, some of them.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(super) requests: &'a [Involved],
     /// Workers that were started.
     pub(super) workers_started: u64,
     /// When, in milliseconds of Unix time.
@@ -116,21 +123,29 @@ pub(super) fn tell(path: Option<&Path>, exit: Exit, reason: &Reason<'_>) {
 mod tests {
     use super::*;
 
+    fn involved() -> Involved {
+        let (model, hash) = ("iris".to_owned(), "00ff".to_owned());
+        Involved { model, version: 1, hash, crashes: 2 }
+    }
+
     #[test]
     fn what_one_server_writes_the_next_one_knows() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let mut journal = Journal::open(Some(path.clone()));
         assert_eq!(journal.fatalities(0), []);
-        journal.record(Cause::Hang, 1_000);
-        journal.record(Cause::Segv, 5_000);
+        journal.record(Cause::Hang, &[], 1_000);
+        journal.record(Cause::Segv, &[involved()], 5_000);
         let next = Journal::open(Some(path.clone()));
         let expected = [
             Fatality { cause: Cause::Hang, age_ms: 3_000 },
             Fatality { cause: Cause::Segv, age_ms: 0 },
         ];
         assert_eq!(next.fatalities(4_000), expected, "a clock that was set back");
-        assert_eq!(fs::read_to_string(path).unwrap().lines().count(), 2);
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        let named = r#"{"at_ms":5000,"reason":"segv","requests":[{"model":"iris","version":1,"hash":"00ff","crashes":2}]}"#;
+        assert_eq!(text.lines().last(), Some(named));
     }
 
     #[test]
@@ -145,12 +160,12 @@ mod tests {
         let mut journal = Journal::open(Some(path.clone()));
         assert_eq!(journal.fatalities(1).len(), 1);
         for at_ms in 0..200 {
-            journal.record(Cause::Exit, at_ms);
+            journal.record(Cause::Exit, &[involved(), involved(), involved(), involved()], at_ms);
         }
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), ENTRIES_MAX);
         assert_eq!(Journal::open(Some(path)).fatalities(199).first().unwrap().age_ms, 63);
         let mut nowhere = Journal::open(Some(folder.path().join("no/such/folder")));
-        nowhere.record(Cause::Exit, 1);
+        nowhere.record(Cause::Exit, &[], 1);
         assert_eq!(nowhere.fatalities(1).len(), 1);
     }
 
@@ -163,6 +178,7 @@ mod tests {
             code: 70,
             reason: Some(Cause::Segv),
             last_worker: Some("signal 11"),
+            requests: &[],
             workers_started: 6,
             at_ms: 7,
         };

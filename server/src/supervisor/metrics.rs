@@ -2,8 +2,8 @@
 
 use balm_probes::{Cause, End};
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ pub(super) struct SupervisorMetrics {
     up: IntGauge,
     parked: IntGauge,
     restarts: IntCounterVec,
+    stays: IntCounter,
+    remembered: IntGaugeVec,
     heal: Histogram,
     lost: IntCounter,
     lag: Gauge,
@@ -39,6 +41,17 @@ impl SupervisorMetrics {
                 "Whether the server has given up and only answers why.",
             )?,
             restarts: IntCounterVec::new(restarts, &["reason"])?,
+            stays: IntCounter::new(
+                "balm_worker_recycles_refused_total",
+                "Times that a worker asked to be replaced for its memory and was not, because that was done too often.",
+            )?,
+            remembered: IntGaugeVec::new(
+                Opts::new(
+                    "balm_crash_requests",
+                    "Requests that are remembered because they were in a run when a worker died: suspect after one crash, refused after two.",
+                ),
+                &["state"],
+            )?,
             heal: Histogram::with_opts(
                 HistogramOpts::new(
                     "balm_worker_heal_seconds",
@@ -75,6 +88,8 @@ impl SupervisorMetrics {
         self.registry.register(Box::new(self.up.clone()))?;
         self.registry.register(Box::new(self.parked.clone()))?;
         self.registry.register(Box::new(self.restarts.clone()))?;
+        self.registry.register(Box::new(self.stays.clone()))?;
+        self.registry.register(Box::new(self.remembered.clone()))?;
         self.registry.register(Box::new(self.heal.clone()))?;
         self.registry.register(Box::new(self.lost.clone()))?;
         self.registry.register(Box::new(self.lag.clone()))?;
@@ -90,6 +105,13 @@ impl SupervisorMetrics {
         self.parked.set(i64::from(parked));
     }
 
+    pub(super) fn set_remembered(&self, suspects: usize, refused: usize) {
+        for (state, count) in [("suspect", suspects), ("refused", refused)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.remembered.with_label_values(&[state]).set(count);
+        }
+    }
+
     pub(super) fn set_lag(&self, lag: Duration) {
         self.lag.set(lag.as_secs_f64());
     }
@@ -98,6 +120,11 @@ impl SupervisorMetrics {
     pub(super) fn replaced(&self, cause: Cause, in_flight: u64) {
         self.restarts.with_label_values(&[cause.as_str()]).inc();
         self.lost.inc_by(in_flight);
+    }
+
+    /// A worker asked to be replaced in vain.
+    pub(super) fn stayed(&self) {
+        self.stays.inc();
     }
 
     pub(super) fn healed(&self, after: Duration) {

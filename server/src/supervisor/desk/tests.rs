@@ -113,7 +113,7 @@ fn a_worker_ticks_and_asks_to_be_replaced() {
     let data = TcpListener::bind("127.0.0.1:0").unwrap();
     let data = Bound::tcp(data).unwrap();
     let hello = Hello { protocol: PROTOCOL, generation: 2, socket: SocketKind::Tcp };
-    hand_over(&ours, hello, data.as_fd()).unwrap();
+    hand_over(&ours, hello, data.as_fd(), None).unwrap();
     ours.set_nonblocking(true).unwrap();
     desk.connect(Some(ours));
     // It would leave the process when the line breaks, after so long.
