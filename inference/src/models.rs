@@ -17,6 +17,7 @@ mod sharing;
 
 pub(crate) use attempt::Attempt;
 pub(crate) use canary::CanaryWatch;
+pub use proof::zeros;
 
 use crate::admission::{Gate, ModelGate};
 use crate::clip::clipped;

@@ -3,6 +3,7 @@
 //! More connections at once, until that brings no more; then the same rate from clients who do not wait.
 
 use std::fmt::Write as _;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -141,6 +142,7 @@ async fn confirm(
         protocol: subject.protocol,
         clients: vec![load::Client {
             requests: subject.requests(&client)?,
+            judge: None,
             deadline: None,
             max_outstanding: client.max_outstanding,
             retries: 0,
@@ -156,7 +158,8 @@ async fn confirm(
         coalesce: Duration::ZERO,
         bucket: length,
         seed: 0,
-        output_bytes: None,
+        enough: Rc::default(),
+        each: None,
         give_up: Duration::from_secs(10),
         grace: Duration::from_secs(10),
     };

@@ -26,10 +26,10 @@ use tokio::task::{LocalSet, spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 
 use crate::arrivals::{Arrivals, Pattern};
+use crate::client::Reply;
 use crate::load::alarm::Alarm;
 use crate::load::pool::{Outage, Pool};
 use crate::load::record::{Ended, Recorder};
-use crate::oip;
 use crate::process::thread_seconds;
 use crate::scenario::Protocol;
 
@@ -39,6 +39,11 @@ const BURST: u32 = 16;
 const LOOK: Duration = Duration::from_millis(100);
 /// What no answer within the client's patience is called.
 const TIMED_OUT: &str = "timeout";
+
+/// Whether an answer with a good status is right.
+pub(crate) type Judge = Rc<dyn Fn(&Reply) -> bool>;
+/// Hears of an attempt: by which client, when it was meant to go out, when and how it ended.
+pub(crate) type Each = dyn Fn(usize, Instant, Instant, Ended);
 
 /// What is to be sent.
 pub(crate) struct Plan {
@@ -51,8 +56,10 @@ pub(crate) struct Plan {
     /// Width of a bucket of the timeline.
     pub(crate) bucket: Duration,
     pub(crate) seed: u64,
-    /// Bytes of tensors in a right answer, where that is known.
-    pub(crate) output_bytes: Option<usize>,
+    /// Whether to send no more: what was sent is still waited for.
+    pub(crate) enough: Rc<Cell<bool>>,
+    /// Told of every attempt that has ended, if somebody wants to know.
+    pub(crate) each: Option<Box<Each>>,
     /// How long nothing at all may come back.
     pub(crate) give_up: Duration,
     /// How long answers may stay out after the last phase.
@@ -63,6 +70,8 @@ pub(crate) struct Plan {
 pub(crate) struct Client {
     /// One request for each of them.
     pub(crate) requests: Vec<Request<Full<Bytes>>>,
+    /// None where nothing is known of the answer.
+    pub(crate) judge: Option<Judge>,
     pub(crate) deadline: Option<Duration>,
     pub(crate) max_outstanding: usize,
     pub(crate) retries: u32,
@@ -158,6 +167,9 @@ async fn send_all(
         phase_begins(index);
         let mut burst = 0;
         for (offset, client) in Merged::new(phase, shared.plan.seed, index) {
+            if shared.plan.enough.get() {
+                return Ok(());
+            }
             let intended = begin + offset;
             if Instant::now() < intended {
                 alarm.until(intended.max(woken + shared.plan.coalesce)).await?;
@@ -317,10 +329,8 @@ impl Shared {
             Ok(Ok(reply)) => Ended::Answered {
                 status: reply.status.as_u16(),
                 late: kind.deadline.is_some_and(|deadline| latency > deadline),
-                wrong: self.plan.output_bytes.is_some_and(|expected| {
-                    reply.status.is_success()
-                        && oip::judge_size(expected, reply.header_length, &reply.body).is_err()
-                }),
+                wrong: reply.status.is_success()
+                    && kind.judge.as_ref().is_some_and(|is_right| !is_right(&reply)),
             },
             Ok(Err(error)) => Ended::Failed(error.kind()),
             Err(_) if kind.abandon_after.is_some_and(|limit| limit <= kind.timeout) => {
@@ -329,6 +339,9 @@ impl Shared {
             Err(_) => Ended::Failed(TIMED_OUT),
         };
         self.recorder.borrow_mut().ended(phase, client, ended, latency, now);
+        if let Some(each) = &self.plan.each {
+            each(client, intended, now, ended);
+        }
         ended
     }
 

@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 
 /// The machine, in words that a reader of the figures needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Machine {
+pub struct Machine {
     /// The processor, as it calls itself.
-    pub(crate) processor: String,
+    pub processor: String,
     /// Cores at hand.
-    pub(crate) cores: usize,
+    pub cores: usize,
     /// Processes that wanted a core before the bench began, over the last minute.
-    pub(crate) load: f64,
+    pub load: f64,
 }
 
 impl Machine {
     /// Reads what can be read.
-    pub(crate) fn detect() -> Machine {
+    pub fn detect() -> Machine {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         Machine {
             processor: processor(&read("/proc/cpuinfo")),

@@ -225,6 +225,7 @@ impl Runner<'_> {
         let client = |client: &scenario::Client| {
             Ok(load::Client {
                 requests: subject.requests(client)?,
+                judge: subject.judge(),
                 deadline: client.deadline,
                 max_outstanding: client.max_outstanding,
                 retries: client.retries,
@@ -256,7 +257,8 @@ impl Runner<'_> {
             coalesce: scenario.coalesce,
             bucket: bucket.max(length / BUCKETS_MAX),
             seed: scenario.seed,
-            output_bytes: subject.output_bytes(),
+            enough: Rc::default(),
+            each: None,
             give_up: scenario.target.give_up,
             grace: GRACE,
         })

@@ -248,7 +248,10 @@ enum Answer {
 
 /// Reads the server's lines up to those that name its addresses, and goes on reading in the background: a full pipe
 /// would stop the server.
-async fn announced(
+///
+/// # Errors
+/// When it ends before it has said where it listens, or listens elsewhere than on loopback.
+pub async fn announced(
     stdout: impl AsyncRead + Unpin + Send + 'static,
 ) -> Result<(SocketAddr, SocketAddr)> {
     let mut lines = BufReader::new(stdout).lines();

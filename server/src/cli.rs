@@ -5,6 +5,7 @@
 //!            [--single-process]
 //! balm check [DIR] [--config FILE]
 //! balm manifest DIR
+//! balm drill [--models DIR] [--config FILE] [--json FILE] [--html FILE] [--cards A,B] [--seed N] [--quiet]
 //! balm --version
 //! ```
 
@@ -46,6 +47,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Write SHA256SUMS for a version, a model or a whole repository.
     Manifest(ManifestArgs),
+    /// Rehearse faults on a private copy of the server, and tell how it came through.
+    Drill(DrillArgs),
 }
 
 /// Arguments of `balm serve`. Each flag outweighs its variable, which outweighs the file.
@@ -97,6 +100,32 @@ pub struct ManifestArgs {
     /// Folder of a version, of a model, or of a repository.
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
+}
+
+/// Arguments of `balm drill`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DrillArgs {
+    /// Folder with one folder per model; a copy of it is used [default: as configured].
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<String>,
+    /// Configuration file (TOML) that the private copy is started with. None is read unless it is named.
+    #[arg(long, value_name = "FILE", env = "BALM_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+    /// Write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the report as one page of HTML.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Play only these cards.
+    #[arg(long, value_name = "CARD,CARD", value_delimiter = ',')]
+    pub cards: Vec<String>,
+    /// Decides the order and pace of requests.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Show no progress.
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 // ===== impl Cli =====
@@ -156,6 +185,15 @@ impl ServeArgs {
             .filter_map(|(key, flag, value)| Some(Flag { key, flag, value: value.clone()? }))
             .chain(single)
             .collect()
+    }
+}
+
+impl DrillArgs {
+    /// The keys that the arguments set.
+    pub fn flags(&self) -> Vec<Flag> {
+        let value = self.models.clone();
+        let flag = |value| Flag { key: "repository.path", flag: "--models", value };
+        value.map(flag).into_iter().collect()
     }
 }
 

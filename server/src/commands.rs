@@ -2,8 +2,9 @@
 
 use crate::app::{self, App, AppError, Core, Front};
 use crate::banner::{self, print};
-use crate::cli::{CheckArgs, ManifestArgs, ServeArgs};
+use crate::cli::{CheckArgs, DrillArgs, ManifestArgs, ServeArgs};
 use crate::config::{Config, Flag};
+use crate::drill::{self, Drilled};
 use crate::exit::Exit;
 use crate::host::Host;
 use crate::listeners::Listeners;
@@ -131,6 +132,22 @@ pub fn check(arguments: &CheckArgs) -> Exit {
             Exit::Integrity,
             &format!("{refused} of {all} models have a version that is refused"),
         ),
+    }
+}
+
+/// `balm drill`: plays cards on a private copy of the server.
+pub fn drill(arguments: &DrillArgs) -> Exit {
+    let (config, _host) = match configured(arguments.config.as_deref(), arguments.flags()) {
+        Ok(found) => found,
+        Err(exit) => return exit,
+    };
+    match drill::run(arguments, &config) {
+        Ok(Drilled::Passed) => Exit::Drained,
+        Ok(Drilled::Failed) => Exit::Failed,
+        Ok(Drilled::Interrupted) => {
+            fail(Exit::Interrupted, "interrupted; nothing is left of the drill")
+        }
+        Err(error) => fail(Exit::Usage, &format!("{error:#}")),
     }
 }
 

@@ -7,6 +7,8 @@
 pub enum Exit {
     /// 0: did what it was asked to, or drained after SIGTERM and left nothing unfinished.
     Drained,
+    /// 1: a card of `balm drill` failed.
+    Failed,
     /// 64: the command line or the configuration is wrong. A restart does not help.
     Usage,
     /// 65: the bytes of a model are not those of its manifest, and nothing is left to serve. Also the end of
@@ -31,8 +33,9 @@ pub enum Exit {
 
 impl Exit {
     /// Every way to end.
-    pub const ALL: [Exit; 9] = [
+    pub const ALL: [Exit; 10] = [
         Exit::Drained,
+        Exit::Failed,
         Exit::Usage,
         Exit::Integrity,
         Exit::Library,
@@ -52,6 +55,7 @@ impl Exit {
     pub const fn code(self) -> u8 {
         match self {
             Exit::Drained => 0,
+            Exit::Failed => 1,
             Exit::Usage => 64,
             Exit::Integrity => 65,
             Exit::Library => 69,
@@ -67,6 +71,7 @@ impl Exit {
     pub const fn as_str(self) -> &'static str {
         match self {
             Exit::Drained => "drained",
+            Exit::Failed => "failed",
             Exit::Usage => "usage",
             Exit::Integrity => "integrity",
             Exit::Library => "library",
@@ -93,8 +98,8 @@ mod tests {
     fn codes_are_distinct() {
         let mut codes: Vec<u8> = Exit::ALL.iter().map(|exit| exit.code()).collect();
         codes.dedup();
-        assert_eq!(codes, [0, 64, 65, 69, 70, 71, 72, 74, 143]);
+        assert_eq!(codes, [0, 1, 64, 65, 69, 70, 71, 72, 74, 143]);
         assert!(Exit::ALL.iter().all(|exit| Exit::of_code(exit.code().into()) == Some(*exit)));
-        assert_eq!(Exit::of_code(1), None);
+        assert_eq!(Exit::of_code(2), None);
     }
 }

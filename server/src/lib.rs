@@ -5,6 +5,7 @@ pub mod banner;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod drill;
 pub mod ending;
 pub mod environment;
 pub mod exit;

@@ -11,6 +11,7 @@ fn main() {
             Command::Serve(arguments) => commands::serve(&arguments),
             Command::Check(arguments) => commands::check(&arguments),
             Command::Manifest(arguments) => commands::manifest(&arguments),
+            Command::Drill(arguments) => commands::drill(&arguments),
         },
     };
     // Past the exit handlers: ONNX Runtime's would tear the library down under lanes that still run or load, and crash.

@@ -8,6 +8,7 @@
 
 mod array;
 mod classification;
+pub mod client;
 mod element;
 pub mod encoding;
 mod error;

@@ -52,7 +52,7 @@ fn crates_depend_one_way() {
     let allowed: &[(&str, &[&str])] = &[
         ("probes", &[]),
         ("inference", &["balm-probes"]),
-        ("server", &["balm-inference", "balm-probes"]),
+        ("server", &["balm-inference", "balm-loadtest", "balm-probes"]),
         ("loadtest", &[]),
     ];
     for member in members() {
@@ -161,5 +161,16 @@ fn queues_have_a_bound() {
                 assert_eq!(line, None, "{} uses {needle}", path.display());
             }
         }
+    }
+}
+
+#[test]
+fn only_the_drill_names_the_load_generator() {
+    let server = root().join("server/src");
+    let drill = server.join("drill");
+    for (path, text) in sources(&server) {
+        let inside = path.starts_with(&drill) || path == server.join("drill.rs");
+        let named = lines_with(&text, "balm_loadtest").next();
+        assert!(inside || named.is_none(), "{} names the load generator", path.display());
     }
 }

@@ -99,7 +99,7 @@ impl Session for RehearsalSession {
         let place = Place { at: here(), model: &self.model, inputs };
         let acts = self.faults.claim(|fault| fault.is_for_run(&place));
         for act in &acts {
-            act.before_run(&self.faults)?;
+            act.before_run(&self.faults, inputs)?;
         }
         let mut output = self.session.run(inputs, outputs)?;
         if acts.iter().any(|act| matches!(act, Act::Wrong)) {

@@ -197,7 +197,7 @@ fn made_up(contract: &Contract) -> Option<Pair> {
 }
 
 /// One request of zeros, of one row where rows vary. `None` where its shape is open or it would be too large.
-pub(super) fn zeros(contract: &Contract) -> Option<Vec<Tensor>> {
+pub fn zeros(contract: &Contract) -> Option<Vec<Tensor>> {
     let size = |(axis, dimension): (usize, &Dimension)| match dimension {
         Dimension::Fixed(size) => *size,
         Dimension::Dynamic(_) if axis == 0 => 1,

@@ -1,6 +1,7 @@
 use super::*;
 use crate::arrivals::Shape;
 use crate::client::tests::scripted;
+use crate::oip;
 
 fn plan(address: SocketAddr, rate: f64) -> Plan {
     let request =
@@ -10,6 +11,7 @@ fn plan(address: SocketAddr, rate: f64) -> Plan {
         protocol: Protocol::Http1,
         clients: vec![Client {
             requests: vec![request],
+            judge: None,
             deadline: None,
             max_outstanding: 100,
             retries: 0,
@@ -25,7 +27,8 @@ fn plan(address: SocketAddr, rate: f64) -> Plan {
         coalesce: Duration::ZERO,
         bucket: Duration::from_millis(50),
         seed: 1,
-        output_bytes: None,
+        enough: Rc::default(),
+        each: None,
         give_up: Duration::from_secs(10),
         grace: Duration::from_secs(10),
     }
@@ -120,7 +123,8 @@ async fn a_run_can_be_stopped() {
 async fn answers_of_another_size_are_wrong_and_late_ones_late() {
     let address = scripted(OK.to_vec(), b"end", usize::MAX).await;
     let mut plan = plan(address, 50.0);
-    plan.output_bytes = Some(8);
+    plan.clients[0].judge =
+        Some(Rc::new(|reply| oip::judge_size(8, reply.header_length, &reply.body).is_ok()));
     plan.clients[0].deadline = Some(Duration::ZERO);
     let tally = ran(plan).await.recorder.tallies[0][0].clone();
     assert_eq!((tally.accepted, tally.wrong, tally.late, tally.good_within), (10, 10, 10, 0));

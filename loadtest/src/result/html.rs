@@ -7,8 +7,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::plot::{Plot, Series, Span};
 use super::{Bucket, Probes, RunResult, Verdict, table};
 use crate::kubelet::{Event, Kind};
-
-const STYLE: &str = include_str!("html/style.css");
+use crate::page::STYLE;
 
 /// The whole page.
 pub(crate) fn render(result: &RunResult) -> String {

@@ -15,52 +15,61 @@ const TOP: f64 = 22.0;
 const BOTTOM: f64 = 26.0;
 
 /// A plot.
-pub(super) struct Plot<'a> {
-    pub(super) title: &'a str,
+pub struct Plot<'a> {
+    /// What is shown.
+    pub title: &'a str,
     /// What the figures are in.
-    pub(super) unit: &'a str,
-    pub(super) height: f64,
+    pub unit: &'a str,
+    /// In units of the drawing, of which its width has 960.
+    pub height: f64,
     /// From 0 to this many seconds.
-    pub(super) seconds: f64,
-    pub(super) logarithmic: bool,
-    pub(super) phases: &'a [Span],
-    pub(super) series: Vec<Series<'a>>,
+    pub seconds: f64,
+    /// Whether the figures are drawn by their logarithms.
+    pub logarithmic: bool,
+    /// Stretches that are told apart by their background.
+    pub phases: &'a [Span],
+    /// The curves.
+    pub series: Vec<Series<'a>>,
     /// A value to compare with, and what it is.
-    pub(super) reference: Option<(f64, String)>,
+    pub reference: Option<(f64, String)>,
     /// Stretches of a band below the curves, by class of colour.
-    pub(super) band: Vec<Span>,
+    pub band: Vec<Span>,
     /// Moments at which the machine stood still.
-    pub(super) stalls: &'a [f64],
+    pub stalls: &'a [f64],
 }
 
 /// A stretch of time.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Span {
-    pub(super) label: String,
+pub struct Span {
+    /// What it is.
+    pub label: String,
     /// Class of colour.
-    pub(super) class: &'static str,
-    pub(super) from: f64,
-    pub(super) to: f64,
+    pub class: &'static str,
+    /// Seconds.
+    pub from: f64,
+    /// Seconds.
+    pub to: f64,
 }
 
 /// A curve.
-pub(super) struct Series<'a> {
-    pub(super) label: &'a str,
+pub struct Series<'a> {
+    /// What it is.
+    pub label: &'a str,
     /// Class of colour.
-    pub(super) class: &'static str,
+    pub class: &'static str,
     /// Seconds and value; a gap where there is none.
-    pub(super) points: Vec<(f64, Option<f64>)>,
+    pub points: Vec<(f64, Option<f64>)>,
     /// Filled down to the axis.
-    pub(super) area: bool,
+    pub area: bool,
     /// Dots, not a line: single events.
-    pub(super) dots: bool,
+    pub dots: bool,
 }
 
 // ===== impl Plot =====
 
 impl Plot<'_> {
     /// The plot with its legend; nothing where no series has a value.
-    pub(super) fn render(&self) -> Markup {
+    pub fn render(&self) -> Markup {
         let shown: Vec<&Series<'_>> =
             self.series.iter().filter(|series| series.values().next().is_some()).collect();
         if shown.is_empty() {

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::client::Reply;
 use crate::golden::Case;
+use crate::load::Judge;
 use crate::load::pool::Pool;
 use crate::oip;
 use crate::payload::{Body, Metadata, Tensor};
@@ -128,9 +129,12 @@ impl Subject {
         }
     }
 
-    /// Bytes of tensors in a right answer, where that is known.
-    pub(crate) fn output_bytes(&self) -> Option<usize> {
-        self.case.as_ref().filter(|_| self.judged_by_size).map(Case::output_bytes)
+    /// Whether an answer has as many bytes of tensors as a right one, where that is known.
+    pub(crate) fn judge(&self) -> Option<Judge> {
+        let expected = self.case.as_ref().filter(|_| self.judged_by_size)?.output_bytes();
+        Some(Rc::new(move |reply| {
+            oip::judge_size(expected, reply.header_length, &reply.body).is_ok()
+        }))
     }
 
     /// The request without anything of a client.

@@ -157,14 +157,14 @@ fn put_output(
 }
 
 /// Bytes that the tensor takes on the wire.
-fn binary_size(tensor: &Tensor) -> usize {
+pub(super) fn binary_size(tensor: &Tensor) -> usize {
     match tensor.data() {
         TensorData::Raw(data) => data.len(),
         TensorData::Strings(elements) => elements.iter().map(|element| 4 + element.len()).sum(),
     }
 }
 
-fn put_binary(out: &mut Vec<u8>, tensor: &Tensor) {
+pub(super) fn put_binary(out: &mut Vec<u8>, tensor: &Tensor) {
     match tensor.data() {
         TensorData::Raw(data) => out.extend_from_slice(data),
         TensorData::Strings(elements) => {

@@ -1,6 +1,7 @@
 //! Bodies, good and bad, through the whole codec.
 
 mod answers;
+mod asked;
 mod bad_input;
 mod compressed;
 mod good_input;

@@ -1,5 +1,6 @@
 //! What a fault does once it was claimed.
 
+use super::fault::rows;
 use super::faults::Faults;
 use super::{STICKY, TOLD_TO_FAIL};
 use crate::datatype::Datatype;
@@ -32,6 +33,8 @@ pub(super) enum Fatal {
 pub(super) enum Act {
     /// Waits, whoever cancels.
     Sleep(Duration),
+    /// Waits so long for each row of the run, whoever cancels.
+    SleepPerRow(Duration),
     /// Computes, whoever cancels.
     Spin(Duration),
     /// Fails.
@@ -55,8 +58,12 @@ impl Act {
     ///
     /// # Errors
     /// The one that was ordered.
-    pub(super) fn before_run(&self, faults: &Faults) -> Result<(), RunError> {
+    pub(super) fn before_run(&self, faults: &Faults, inputs: &[Tensor]) -> Result<(), RunError> {
         match self {
+            Act::SleepPerRow(time) => {
+                let rows = inputs.iter().map(rows).max().unwrap_or(1);
+                thread::sleep(time.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX)));
+            }
             Act::Sleep(time) => thread::sleep(*time),
             Act::Spin(time) => spin(*time),
             Act::Error => return Err(RunError::Runtime(TOLD_TO_FAIL.to_owned())),
@@ -73,7 +80,7 @@ impl Act {
     /// Does what precedes the building of a session.
     pub(super) fn before_build(&self, faults: &Faults) {
         // A build has no error of ours to tell.
-        let _ = self.before_run(faults);
+        let _ = self.before_run(faults, &[]);
     }
 }
 

@@ -28,6 +28,15 @@ pub(super) enum At {
     Lane,
 }
 
+/// How often a fault happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Times {
+    /// So often, each time counted.
+    Limited(u32),
+    /// As long as its file is there.
+    Always,
+}
+
 /// Who is about to build or to run.
 pub(super) struct Place<'a> {
     pub(super) at: At,
@@ -63,6 +72,9 @@ struct Raw {
     times: Option<u32>,
     at: Option<At>,
     ms: Option<u64>,
+    ms_per_row: Option<u64>,
+    #[serde(default)]
+    always: bool,
     bytes: Option<usize>,
     signal: Option<Fatal>,
     value: Option<f64>,
@@ -80,7 +92,7 @@ pub(super) struct Fault {
     /// Only for runs that hold this as the first element of a row.
     value: Option<f64>,
     /// How often it happens.
-    pub(super) times: u32,
+    pub(super) times: Times,
     /// What happens.
     pub(super) act: Act,
 }
@@ -113,6 +125,9 @@ impl Fault {
             },
             Kind::Signal => Act::Signal(raw.signal.ok_or("signal is missing")?),
             Kind::Panic => Act::Panic,
+            Kind::SlowRun if raw.ms_per_row.is_some() => {
+                Act::SleepPerRow(Duration::from_millis(raw.ms_per_row.unwrap_or_default()))
+            }
             Kind::SlowRun | Kind::SlowLoad => Act::Sleep(wait(SLOW)?),
             Kind::HangLoad => Act::Sleep(wait(HANG)?),
             Kind::DieAtStart => Act::End(raw.code.unwrap_or(END_CODE)),
@@ -123,10 +138,16 @@ impl Fault {
             (Kind::CrashOn, value) => value,
             _ => None,
         };
-        let times = raw.times.unwrap_or(if value.is_some() { TIMES_MAX } else { 1 });
-        if !(1..=TIMES_MAX).contains(&times) {
-            return Err(format!("times is 1 to {TIMES_MAX}"));
-        }
+        let times = match (raw.always, raw.times) {
+            (true, None) => Times::Always,
+            (true, Some(_)) => return Err("either times or always".to_owned()),
+            (false, Some(times)) if !(1..=TIMES_MAX).contains(&times) => {
+                return Err(format!("times is 1 to {TIMES_MAX}"));
+            }
+            (false, Some(times)) => Times::Limited(times),
+            (false, None) if value.is_some() => Times::Limited(TIMES_MAX),
+            (false, None) => Times::Limited(1),
+        };
         let at = raw.at.or(match raw.kind {
             // A session that is slow to come is slow wherever it comes.
             Kind::SlowLoad | Kind::HangLoad | Kind::DieAtStart => None,
@@ -159,10 +180,15 @@ impl Fault {
     }
 }
 
+/// Rows of an input; what has no rows is one.
+pub(super) fn rows(input: &Tensor) -> usize {
+    input.shape().first().copied().unwrap_or(1).max(1)
+}
+
 /// Whether `value` is the first element of an input, or of any row of one: requests that share a run are rows of it.
 fn begins_with(inputs: &[Tensor], value: f64) -> bool {
     inputs.iter().any(|input| {
-        let rows = input.shape().first().copied().unwrap_or(1).max(1);
+        let rows = rows(input);
         let stride = (input.element_count() / rows).max(1);
         (0..input.element_count()).step_by(stride).any(|index| element(input, index) == Some(value))
     })

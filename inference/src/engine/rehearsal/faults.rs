@@ -9,7 +9,7 @@
 //! | kind | what happens | fields |
 //! |---|---|---|
 //! | `block`, `spin` | a run waits, or computes, for `ms`, whoever cancels it | `ms`: 600000 |
-//! | `slow_run` | a run takes `ms` longer | `ms`: 1000 |
+//! | `slow_run` | a run takes `ms` longer, or `ms_per_row` for each of its rows | `ms`: 1000 |
 //! | `error`, `sticky` | a run fails; as a GPU does that needs another process | |
 //! | `wrong` | the answers are others | |
 //! | `leak` | a run keeps `bytes` for ever | `bytes`: 1048576 |
@@ -19,13 +19,14 @@
 //! | `slow_load`, `hang_load` | a session is built `ms` later | `ms`: 1000, 600000 |
 //! | `die_at_start` | a worker ends at once | `code`: 1 |
 //!
-//! `model`: which one, any. `times`: how often, 1 (`crash_on`: 1000). `at`: `lane`, where clients are answered, or `load`; faults
+//! `model`: which one, any. `times`: how often, 1 (`crash_on`: 1000); or `always`: as long as the file is there, of which only the
+//! first use leaves a trace. `at`: `lane`, where clients are answered, or `load`; faults
 //! of runs happen in lanes and faults of builds anywhere, unless it says so. Each use is claimed by creating `done/NAME.N`, which only
 //! one can, whatever becomes of it: N counts from 1. After the last one `NAME.json` goes. What cannot be read is taken away, with
 //! the reason in `done/NAME.refused`. Whoever places a fault writes another name first and renames it.
 
 use super::act::Act;
-use super::fault::Fault;
+use super::fault::{Fault, Times};
 use parking_lot::Mutex;
 use rustix::process::geteuid;
 use std::ffi::OsStr;
@@ -108,7 +109,6 @@ impl Faults {
         for (name, file) in self.placed() {
             let Some(fault) = self.read(&name, &file) else { continue };
             if is_meant(&fault) && self.take(&name, &file, fault.times) {
-                tracing::warn!(fault = name, "rehearsal: failing as told");
                 acts.push(fault.act);
             }
         }
@@ -160,15 +160,21 @@ impl Faults {
     }
 
     /// Takes one of its `times`, if one is left. Only one of all threads and processes gets each.
-    fn take(&self, name: &str, file: &Path, times: u32) -> bool {
+    fn take(&self, name: &str, file: &Path, times: Times) -> bool {
+        let times = match times {
+            Times::Limited(times) => times,
+            Times::Always => {
+                let _ = self.claim_one(name, 1);
+                return true;
+            }
+        };
         for number in 1..=times {
-            let trace = self.folder.join(DONE).join(format!("{name}.{number}"));
-            match OpenOptions::new().write(true).create_new(true).open(trace) {
-                Ok(_) if number == times => {
+            match self.claim_one(name, number) {
+                Ok(()) if number == times => {
                     let _ = fs::remove_file(file);
                     return true;
                 }
-                Ok(_) => return true,
+                Ok(()) => return true,
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     tracing::error!(fault = name, %error, "rehearsal: fault not claimed");
@@ -179,6 +185,13 @@ impl Faults {
         // Whoever took the last one has been ended by it before the file was gone.
         let _ = fs::remove_file(file);
         false
+    }
+
+    /// Creates the trace of a use, which only one can.
+    fn claim_one(&self, name: &str, number: u32) -> io::Result<()> {
+        let trace = self.folder.join(DONE).join(format!("{name}.{number}"));
+        let created = OpenOptions::new().write(true).create_new(true).open(trace);
+        created.map(|_file| tracing::warn!(fault = name, number, "rehearsal: failing as told"))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Each use of a fault is claimed once, and what is written wrongly is refused with a reason.
 
 use super::act::{Act, changed};
-use super::fault::{At, Fault, Place};
+use super::fault::{At, Fault, Place, Times};
 use super::faults::Faults;
 use crate::datatype::Datatype;
 use crate::tensor::{Tensor, TensorData};
@@ -81,6 +81,19 @@ fn each_use_is_claimed_once_by_all_threads_and_folders() {
 }
 
 #[test]
+fn what_happens_always_leaves_one_trace() {
+    let folder = folder(0o700);
+    let faults = Faults::open(folder.path()).unwrap();
+    place(folder.path(), "fault", r#"{"kind": "error", "always": true}"#);
+    for _ in 0..5 {
+        assert_eq!(faults.claim(|_| true), [Act::Error]);
+    }
+    assert_eq!(traces(folder.path()), ["fault.1"]);
+    fs::remove_file(folder.path().join("fault.json")).unwrap();
+    assert_eq!(faults.claim(|_| true), []);
+}
+
+#[test]
 fn whoever_died_of_the_last_use_has_used_it() {
     let folder = folder(0o700);
     let faults = Faults::open(folder.path()).unwrap();
@@ -104,6 +117,7 @@ fn what_cannot_be_read_is_taken_away_with_a_reason() {
         (r#"{"kind": "crash_on"}"#, "value is missing"),
         (r#"{"kind": "error", "times": 0}"#, "times is 1 to 1000"),
         (r#"{"kind": "error", "times": 1001}"#, "times is 1 to 1000"),
+        (r#"{"kind": "error", "times": 1, "always": true}"#, "either times or always"),
         (r#"{"kind": "block", "ms": 3600001}"#, "ms is at most"),
         (r#"{"kind": "leak", "bytes": 1073741825}"#, "bytes is at most"),
     ] {
@@ -139,10 +153,13 @@ fn what_a_file_says_is_what_happens() {
     ];
     for (text, act) in table {
         let fault = Fault::parse(text.as_bytes()).unwrap();
-        assert_eq!((fault.act, fault.times), (act, 1), "{text}");
+        assert_eq!((fault.act, fault.times), (act, Times::Limited(1)), "{text}");
     }
     let poison = Fault::parse(br#"{"kind": "crash_on", "value": 666}"#).unwrap();
-    assert_eq!(poison.times, 1000);
+    assert_eq!(poison.times, Times::Limited(1000));
+    let slow = Fault::parse(br#"{"kind": "slow_run", "ms_per_row": 5, "always": true}"#).unwrap();
+    let expected = (Act::SleepPerRow(Duration::from_millis(5)), Times::Always);
+    assert_eq!((slow.act, slow.times), expected);
 }
 
 #[test]
@@ -230,7 +247,7 @@ fn wrong_answers_differ_in_every_element_and_in_nothing_else() {
 fn leaked_memory_is_kept() {
     let folder = folder(0o700);
     let faults = Faults::open(folder.path()).unwrap();
-    Act::Leak(3).before_run(&faults).unwrap();
-    Act::Leak(4).before_run(&faults).unwrap();
+    Act::Leak(3).before_run(&faults, &[]).unwrap();
+    Act::Leak(4).before_run(&faults, &[]).unwrap();
     assert_eq!(faults.kept_bytes(), 7);
 }
