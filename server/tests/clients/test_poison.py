@@ -18,6 +18,9 @@ from rehearsal import Rehearsal
 from wire import Answer
 
 POISON = 666.0
+# On a machine that is busy nothing here is to end by being late, nor by having waited.
+PATIENT = {"defaults": {"deadline_ms": 60_000, "max_deadline_ms": 60_000}}
+SETTINGS = "lanes = 2\n[limits]\nmax_wait_ms = 60000\n"
 # Far more than the pauses before new workers and their loads take.
 SOCKET_S = 60.0
 
@@ -26,7 +29,7 @@ SOCKET_S = 60.0
 def models(repository: Repository) -> Path:
     """Two models that answer what they were asked; requests share runs, and two lanes have them."""
     for name in ("same", "other"):
-        repository.add(name, onnx_models.identity("FP32", ["rows", "columns"]), settings="lanes = 2\n")
+        repository.add(name, onnx_models.identity("FP32", ["rows", "columns"]), settings=SETTINGS)
     return repository.path
 
 
@@ -97,7 +100,7 @@ def test_poison_crashes_the_worker_twice_and_is_refused_then(
     models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], among: Callable[[Server], Neighbours]
 ) -> None:
     """T21, among clients who ask other things all the time."""
-    server = rehearse(models).wait_started().wait_lanes()
+    server = rehearse(models, PATIENT).wait_started().wait_lanes()
     rehearsal.fault("crash_on", "same", value=POISON, times=1000)
     neighbours = among(server)
     server.wait_for(lambda: len(neighbours.answers) > 20, "neighbours are answered")
@@ -131,7 +134,7 @@ def test_whoever_was_there_by_chance_is_cleared_by_one_run(
     models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], among: Callable[[Server], Neighbours]
 ) -> None:
     """The worker dies of what nobody sent, again and again, while the same requests come again and again."""
-    server = rehearse(models).wait_started().wait_lanes()
+    server = rehearse(models, PATIENT).wait_started().wait_lanes()
     neighbours = among(server)
     for deaths in (1, 2, 3):
         before = len(neighbours.answers)
@@ -151,7 +154,7 @@ def test_a_request_that_hangs_every_lane_is_known_by_it(
     models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server]
 ) -> None:
     """The worker is ended by its supervisor: who hung is to blame, and those who were there by chance are not."""
-    server = rehearse(models).wait_started().wait_lanes()
+    server = rehearse(models, PATIENT).wait_started().wait_lanes()
     spin = rehearsal.fault("spin", "same", times=3)
 
     def hang(value: float) -> Any:
@@ -182,7 +185,7 @@ def test_a_server_that_gives_up_names_the_requests_in_its_journal(
     """Requests that are all different, and all crash: that is not healed by refusing them, so it is told who they were."""
     journal, termination = tmp_path / "journal", tmp_path / "termination"
     lifecycle = {"crash_journal": str(journal), "termination_log": str(termination)}
-    server = rehearse(models, {"lifecycle": lifecycle}).wait_started()
+    server = rehearse(models, PATIENT | {"lifecycle": lifecycle}).wait_started()
     rehearsal.fault("signal", "same", times=1000, signal="SIGSEGV")
     for value in range(1, 7):
         assert ask(server, float(value)) is None
