@@ -36,8 +36,11 @@ def models(repository: Repository) -> Path:
 
 
 def limited(bytes_: int) -> dict[str, Any]:
-    """Settings with a limit of memory for the worker."""
-    return {"admission": {"memory_limit_bytes": bytes_}}
+    """Settings with a limit of memory for the worker. Nothing ends by being late on a machine that is busy."""
+    return {
+        "admission": {"memory_limit_bytes": bytes_},
+        "defaults": {"deadline_ms": 20_000, "max_deadline_ms": 20_000},
+    }
 
 
 def ask(server: Server) -> int:
