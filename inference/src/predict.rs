@@ -151,7 +151,7 @@ impl Deadline {
 /// What lies in the queue.
 pub(crate) struct Job {
     pub(crate) inputs: Vec<Tensor>,
-    pub(crate) outputs: Vec<usize>,
+    pub(crate) outputs: Arc<[usize]>,
     /// Rows that it adds to a run; 1 where there are no rows to speak of.
     pub(crate) rows: usize,
     /// Whether it may share a run.

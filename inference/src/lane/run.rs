@@ -102,16 +102,13 @@ impl Lanes {
         let Some(first) = batch.first_mut() else { return Ended::Answered };
         // What the run reads stays with this thread; who it is for goes where the watchdog can take it.
         let inputs = joined.unwrap_or_else(|| mem::take(&mut first.inputs));
-        let outputs = mem::take(&mut first.outputs);
+        let outputs = Arc::clone(&first.outputs);
         post.begin(batch);
         let result = catch_unwind(AssertUnwindSafe(|| session.run(&inputs, &outputs)));
         if !post.end(batch) {
             return Ended::Abandoned;
         }
         self.ended.fetch_add(1, Ordering::Relaxed);
-        if let Some(first) = batch.first_mut() {
-            first.outputs = outputs;
-        }
         let failed = match result {
             Ok(Ok(output)) => match self.answer_all(batch, begun, output, &inputs) {
                 Ok(()) => return Ended::Answered,

@@ -194,6 +194,7 @@ impl Candidate {
             short_digest: verified.digest.to_string().into_bytes().into_iter().take(12).collect(),
             verified: verified.verified,
             load: times,
+            beside: OnceLock::new(),
             canary: Mutex::new(CanaryWatch::new(golden.cases.first(), session.contract())),
             example: golden.cases.first().map(|case| case.inputs.clone()),
             settings,

@@ -46,7 +46,7 @@ async fn predict(admitted: Admitted) -> Result<Response<Body>, ApiError> {
         permit.reserve(more).map_err(PredictError::Shed)?;
     }
     let deadline = serving.deadline(arrived, deadline, Instant::now());
-    let all: Vec<usize> = (0..serving.contract.outputs.len()).collect();
+    let all: Arc<[usize]> = (0..serving.contract.outputs.len()).collect();
     let prediction = run(&serving, inputs, all, deadline, class, permit).await?;
     let size = prediction.outputs.iter().map(Tensor::byte_size).sum();
     let encoding = {
