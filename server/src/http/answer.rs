@@ -2,6 +2,7 @@
 
 use super::body::offload;
 use super::error::ApiError;
+use super::headers::JSON_LENGTH;
 use crate::oip::request::RequestedOutput;
 use crate::oip::response::{Classification, InferResponse, ResponseOutput, encode_infer};
 use axum::body::Body;
@@ -14,10 +15,6 @@ use std::sync::{Arc, OnceLock};
 
 /// First twelve hex digits of the digest of what answered.
 pub(super) const MODEL_DIGEST: HeaderName = HeaderName::from_static("x-model-digest");
-
-/// Length of the JSON part of a body with binary tensors, bytes.
-pub(super) static JSON_LENGTH: HeaderName =
-    HeaderName::from_static("inference-header-content-length");
 
 /// Form of an answer, as the request asked for it.
 #[derive(Clone)]
@@ -153,7 +150,7 @@ fn respond(serving: &Serving, encoded: Encoded) -> Response<Body> {
         Some(length) => {
             headers
                 .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-            headers.insert(&JSON_LENGTH, length);
+            headers.insert(JSON_LENGTH, length);
         }
     }
     add_digest(headers, serving);

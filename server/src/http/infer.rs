@@ -3,16 +3,16 @@
 mod known;
 
 use super::admit::{Admitted, Handler};
-use super::answer::{self, Form, JSON_LENGTH};
+use super::answer::{self, Form};
 use super::body::{self, Bounds};
 use super::error::ApiError;
-use super::headers::text;
+use super::headers::Coding;
 use crate::oip::DecodeLimits;
 use crate::oip::encoding::decompress;
 use crate::oip::request::{InferRequest, RawInput, decode_infer};
 use crate::oip::response::check_output;
 use axum::body::Body;
-use axum::http::{HeaderMap, Response, header};
+use axum::http::Response;
 use balm_inference::admission::{Class, Permit};
 use balm_inference::predict::{Deadline, PredictError, Prediction};
 use balm_inference::tensor::{NamedTensor, Tensor};
@@ -46,14 +46,14 @@ struct Prepared {
 }
 
 async fn infer(admitted: Admitted) -> Result<Response<Body>, ApiError> {
-    let Admitted { headers, body, serving, mut permit, deadline, class, arrived } = admitted;
+    let Admitted { coding, body, serving, mut permit, deadline, class, arrived } = admitted;
     let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked), arrived));
     let body = read(&serving, body, &mut permit, limit).await?;
-    let encoding = text(&headers, &header::CONTENT_ENCODING)?;
+    let encoding = coding.encoding()?;
     let size = decoded_size(&serving, &mut permit, encoding, body.len())?;
     let decoding = {
         let serving = Arc::clone(&serving);
-        move || prepare(&serving, &body, &headers)
+        move || prepare(&serving, &body, &coding)
     };
     let Prepared { inputs, timeout, priority, form, bytes } =
         body::offload(size, limit, decoding).await??;
@@ -112,9 +112,9 @@ pub(super) fn decoded_size(
 }
 
 /// Decompresses, decodes and checks: pure work on bytes.
-fn prepare(serving: &Serving, body: &Bytes, headers: &HeaderMap) -> Result<Prepared, ApiError> {
-    let encoding = text(headers, &header::CONTENT_ENCODING)?;
-    let header_length = text(headers, &JSON_LENGTH)?;
+fn prepare(serving: &Serving, body: &Bytes, coding: &Coding) -> Result<Prepared, ApiError> {
+    let encoding = coding.encoding()?;
+    let header_length = coding.json_length()?;
     let known = header_length.filter(|_| encoding.is_none()).zip(Known::of(serving));
     if let Some(prepared) = known.and_then(|(length, known)| known.read(length, body)) {
         return Ok(prepared);

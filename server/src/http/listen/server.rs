@@ -232,7 +232,7 @@ impl Shared {
 
     /// Until the connection ends. The reason, where the server ended it for what did not happen on it.
     async fn converse<S: Stream>(&self, stream: S, activity: &Arc<Activity>) -> Option<Reason> {
-        let peer = stream.peer().map(Peer);
+        let peer = stream.peer().map(Peer::at);
         let socket = Socket::new(stream, Arc::clone(activity), Arc::clone(&self.closers));
         let service = Requests {
             port: self.port.clone(),
@@ -243,7 +243,9 @@ impl Shared {
         let mut patience =
             Patience::new(Arc::clone(activity), self.limits, Arc::clone(&self.spares));
         let mut connection = pin!(self.builder.serve_connection(TokioIo::new(socket), service));
+        // One future for all turns: a new one each time would be put on the list of those who wait, and taken off it.
         let mut stop = self.stop.clone();
+        let mut told = pin!(told(&mut stop));
         let mut stopping = false;
         let mut first_request: Option<Pin<Box<Sleep>>> = None;
         loop {
@@ -265,7 +267,7 @@ impl Shared {
                     }
                     return reason;
                 }
-                () = told(&mut stop), if !stopping => {
+                () = &mut told, if !stopping => {
                     stopping = true;
                     first_request = Some(Box::pin(sleep(FIRST_REQUEST_WAIT)));
                 }
