@@ -10,7 +10,7 @@ use super::Prepared;
 use crate::http::answer::Form;
 use arc_swap::ArcSwap;
 use balm_inference::datatype::Datatype;
-use balm_inference::tensor::{Tensor, TensorData};
+use balm_inference::tensor::{Dimensions, Tensor, TensorData};
 use balm_inference::version::Serving;
 use bytes::Bytes;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -51,7 +51,7 @@ struct Description {
 /// Where in the body an input lies, and what it is.
 struct Part {
     datatype: Datatype,
-    shape: Vec<usize>,
+    shape: Dimensions,
     bytes: Range<usize>,
 }
 
@@ -137,7 +137,7 @@ impl Part {
         let bytes = start..start.checked_add(data.len())?;
         (bytes.end <= body.len()).then(|| Part {
             datatype: input.datatype(),
-            shape: input.shape().to_vec(),
+            shape: Dimensions::from_slice(input.shape()),
             bytes,
         })
     }
