@@ -224,6 +224,7 @@ impl Candidate {
                 .is_ok_and(|before| before.digest != verified.digest.to_string())
                 .then(Instant::now),
             load: times,
+            beside: OnceLock::new(),
             canary: Mutex::new(CanaryWatch::new(golden.cases.first(), session.contract())),
             example: golden.cases.first().map(|case| case.inputs.clone()),
             settings,
