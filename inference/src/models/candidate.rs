@@ -242,6 +242,7 @@ impl Candidate {
             model.gate.set_limit(serving.settings.max_in_flight);
             version.serve(Some(Arc::clone(&serving)));
             version.proved();
+            inner.forget_harm(&model.name, &serving.digest);
             let (state, reason) = lanes.condition().verdict();
             version.enter(state, reason);
             model.elect();

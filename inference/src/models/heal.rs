@@ -170,7 +170,7 @@ impl Models {
         if decision.rung != Rung::Version {
             return healing.give_up(decision, subject);
         }
-        self.0.quarantined.lock().push(Quarantined {
+        self.0.did_harm(Quarantined {
             model: serving.model.clone(),
             version: serving.version,
             digest: serving.digest.clone(),
