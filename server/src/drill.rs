@@ -79,15 +79,24 @@ async fn play_all(arguments: &DrillArgs, config: &Config, cards: &[&Card]) -> Re
     let stage = Stage::build(repository)?;
     progress.step("asking the models while all is well");
     let file = arguments.config.as_deref();
-    let asked = {
+    let (asked, resident_bytes) = {
         let server = Private::start(&stage, file, &[], false).await?;
         let status = server.wait_ready().await?;
         let asked = asking::prepare(&server, &status, &stage.models()).await?;
+        let resident_bytes = server.status().await?.resident_bytes();
         server.stop().await?;
-        asked
+        (asked, resident_bytes)
     };
     report.models = asked.iter().map(ModelReport::of).collect();
-    let theatre = Theatre { stage: &stage, config: file, asked: &asked, seed };
+    let available_bytes = private::available_bytes();
+    let theatre = Theatre {
+        stage: &stage,
+        config: file,
+        asked: &asked,
+        seed,
+        resident_bytes,
+        available_bytes,
+    };
     for card in cards {
         progress.step(card.title);
         let begun = Instant::now();

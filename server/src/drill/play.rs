@@ -54,6 +54,10 @@ const MEASURED: (usize, Duration) = (16, Duration::from_millis(1500));
 const HANGS_MS: u64 = 8000;
 /// How much longer the slow version loads.
 const SLOW_LOAD_MS: u64 = 3000;
+/// What leaks, bytes a second, and how much room there is for it, bytes.
+const LEAK_PER_S: f64 = 25.0 * 1024.0 * 1024.0;
+const LEAK_ROOM: u64 = 512 << 20;
+
 /// Workers that end at their start.
 const DIE_AT_START: u32 = 2;
 
@@ -64,6 +68,10 @@ pub(super) struct Theatre<'a> {
     /// The first one is the one that faults are for.
     pub(super) asked: &'a [Asked],
     pub(super) seed: u64,
+    /// What a worker holds while all is well, bytes.
+    pub(super) resident_bytes: u64,
+    /// What the machine can still give, bytes.
+    pub(super) available_bytes: u64,
 }
 
 /// A card that was played, or not.
@@ -122,6 +130,12 @@ impl Theatre<'_> {
                 "the model.toml of {} says which versions serve, so a new one would not be loaded",
                 victim.name
             )),
+            // What is promised of a leak must not be paid for by others on this machine.
+            Name::MemoryLeak if self.available_bytes < 2 * LEAK_ROOM => Some(format!(
+                "this machine has {} MiB of memory left, and {} are wanted",
+                self.available_bytes >> 20,
+                (2 * LEAK_ROOM) >> 20
+            )),
             _ => None,
         }
     }
@@ -132,7 +146,12 @@ impl Theatre<'_> {
             return Ok(Played::Skipped(reason));
         }
         let disk_full = card.name == Name::FullDisk;
-        let server = Private::start(self.stage, self.config, &[], disk_full).await?;
+        let limit = self.resident_bytes + LEAK_ROOM;
+        let variables = match card.name {
+            Name::MemoryLeak => vec![("BALM_ADMISSION_MEMORY_LIMIT_BYTES", limit.to_string())],
+            _ => Vec::new(),
+        };
+        let server = Private::start(self.stage, self.config, &variables, disk_full).await?;
         let scene = Scene { theatre: self, card, server: &server };
         let played = scene.play().await;
         // A version that was there for this card only.
@@ -356,6 +375,7 @@ impl Scene<'_> {
             }
             Name::CorruptedModel => return self.corrupt(origin, seen).await,
             Name::SlowLoad => return self.load_slowly().await,
+            Name::MemoryLeak => self.leak(seen).await?,
         };
         Ok(Acted { what, ..Acted::default() })
     }
@@ -376,6 +396,25 @@ impl Scene<'_> {
             sleep(GLANCE / 5).await;
         }
         Ok(what)
+    }
+
+    /// Has runs keep memory until another worker serves.
+    async fn leak(&self, seen: &RefCell<Seen>) -> Result<String> {
+        let victim = self.theatre.victim();
+        let bytes = (LEAK_PER_S / victim.per_s) as u64;
+        let leak = self
+            .place(json!({"kind": "leak", "model": victim.name, "bytes": bytes, "always": true}))?;
+        let begun = Instant::now();
+        while seen.borrow().workers_replaced() == 0 && begun.elapsed() < self.card.patience {
+            sleep(GLANCE).await;
+        }
+        leak.end();
+        Ok(format!(
+            "runs of {} kept {:.1} MiB each, and the worker was replaced before {} MiB were used",
+            victim.name,
+            bytes as f64 / f64::from(1 << 20),
+            (self.theatre.resident_bytes + LEAK_ROOM) >> 20
+        ))
     }
 
     /// Changes one byte of the model and has it loaded; then mends it.

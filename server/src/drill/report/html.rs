@@ -179,7 +179,7 @@ fn plot(card: &CardReport) -> Markup {
             phases.push(span("the fault", fault, well));
             phases.push(span("well again", well, whole));
         }
-        Some(_) => phases.push(span("the fault, unnoticed", fault, whole)),
+        Some(_) => phases.push(span("the fault", fault, whole)),
         None => phases.push(span("the fault", fault, whole)),
     }
     Plot {
