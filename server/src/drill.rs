@@ -20,7 +20,7 @@ use crate::config::Config;
 use anyhow::{Context as _, Result};
 use card::Card;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use play::Theatre;
+use play::{Played, Theatre};
 use private::Private;
 use report::{CardReport, ModelReport, Report, html};
 use stage::Stage;
@@ -100,7 +100,9 @@ async fn play_all(arguments: &DrillArgs, config: &Config, cards: &[&Card]) -> Re
     for card in cards {
         progress.step(card.title);
         let begun = Instant::now();
-        let played = progress.follow(Box::pin(theatre.play(card))).await?;
+        let played = progress.follow(Box::pin(theatre.play(card))).await;
+        // A server that a card does not bring to its end has not come through it; the others may still say something.
+        let played = played.unwrap_or_else(|error| Played::Broken(format!("{error:#}")));
         let card = CardReport::of(card, played, begun.elapsed().as_secs_f64());
         progress.tell(&card);
         report.add(&card);

@@ -50,6 +50,9 @@ const GOODPUT_MIN: f64 = 0.7;
 /// How long its capacity is measured, and with how many at once.
 const MEASURED: (usize, Duration) = (16, Duration::from_millis(1500));
 
+/// Right answers in a row after which a server counts as calm again.
+const CALM_ANSWERS: u32 = 30;
+
 /// How long a lane hangs or spins: until it was given up for certain.
 const HANGS_MS: u64 = 8000;
 /// How much longer the slow version loads.
@@ -85,6 +88,8 @@ pub(super) enum Played {
     },
     /// For a reason.
     Skipped(String),
+    /// It could not be played to its end, for a reason.
+    Broken(String),
 }
 
 /// What became of the fault.
@@ -255,7 +260,27 @@ impl Scene<'_> {
             return Ok((own, false));
         }
         self.place(json!({"kind": "slow_run", "model": victim.name, "ms_per_row": SLOWED_MS, "always": true}))?;
-        Ok((measure().await?, true))
+        let slowed = measure().await?;
+        self.calm().await?;
+        Ok((slowed, true))
+    }
+
+    /// Waits until what was measured is over: one after the other so many in a row are answered.
+    async fn calm(&self) -> Result<()> {
+        let question = &self.theatre.victim().question.request;
+        let (mut in_a_row, begun) = (0, Instant::now());
+        while in_a_row < CALM_ANSWERS {
+            let reply = steady::ask(self.server.address, question.clone(), PATIENCE).await?;
+            in_a_row = if reply.status == 200 { in_a_row + 1 } else { 0 };
+            if begun.elapsed() > PATIENCE {
+                bail!(
+                    "still turning requests away {} s after its capacity was measured",
+                    PATIENCE.as_secs()
+                );
+            }
+            sleep(GLANCE).await;
+        }
+        Ok(())
     }
 
     fn load(&self, overload: Option<f64>) -> Load {
@@ -284,12 +309,10 @@ impl Scene<'_> {
             self.look(begun, seen).await;
             sleep(GLANCE).await;
         }
-        {
-            let seen = seen.borrow();
-            let wrong = seen.answers.iter().find(|answer| answer.fate != Fate::Right);
-            if let Some(answer) = wrong {
-                bail!("before the fault a request ended with {:?}", answer.fate);
-            }
+        let before =
+            seen.borrow().answers.iter().find(|answer| answer.fate != Fate::Right).copied();
+        if let Some(answer) = before {
+            bail!("before the fault a request ended with {:?}", answer.fate);
         }
         let origin = Origin(Instant::now());
         seen.borrow_mut().shift(begun.seconds(origin.0));

@@ -137,7 +137,7 @@ fn card_section(card: &CardReport) -> Markup {
                     }
                 }
             } @else {
-                p.note { (card.sentence) }
+                p.note.fail[card.status == Status::Failed] { (card.sentence) }
             }
         }
     }
