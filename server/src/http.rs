@@ -19,7 +19,7 @@ mod observe;
 mod predict_v1;
 mod upload;
 
-pub use listen::{BodyPace, Bound, ListenError, Listening, Sockets, Stage};
+pub use listen::{BodyPace, Bound, ListenError, Listening, SocketFile, Sockets, Stage};
 pub use metrics::HttpMetrics;
 
 use crate::config::HttpConfig;

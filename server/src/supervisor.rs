@@ -24,7 +24,7 @@ use crate::app::AppError;
 use crate::banner;
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::http::Bound;
+use crate::http::{Bound, SocketFile};
 use crate::link::ToWorker;
 use crate::management::{Management, ManagementHandle};
 use crate::pulse::{Pulse, TICK};
@@ -52,8 +52,10 @@ const FAREWELL_CHARS_MAX: usize = 500;
 /// See the module.
 pub(crate) struct Supervisor {
     config: Config,
-    /// Closed when the end has come so far that nobody is to be let in any more.
+    /// Let go of when the end has begun and no other worker is to have it: the last who has it sees to those who have connected.
     bound: Option<Bound>,
+    /// Removed when nobody is to be let in any more.
+    file: Option<SocketFile>,
     respawn: Respawn,
     desk: Arc<Desk>,
     pulse: Arc<Pulse>,
@@ -134,6 +136,7 @@ impl Supervisor {
                 management
             },
             bound: Some(data),
+            file: None,
             desk,
         };
         supervisor.adopt(first);
@@ -390,7 +393,10 @@ impl Supervisor {
                 self.desk.metrics.acted(Deed::Process, cause);
                 tracing::error!(reason = cause.as_str(), "giving up: {}", cause.sentence());
             }
-            Stage::Draining { .. } | Stage::Over => self.notify.stopping(),
+            Stage::Draining { .. } | Stage::Over => {
+                self.notify.stopping();
+                self.let_go();
+            }
             Stage::Running => {}
         }
     }
@@ -431,10 +437,18 @@ impl Supervisor {
         self.desk.say(&ToWorker::Stay);
     }
 
-    /// Takes no connections any more.
-    fn close(&mut self) {
+    /// No other worker is going to have the socket.
+    fn let_go(&mut self) {
         if let Some(bound) = self.bound.take() {
-            bound.remove_file();
+            self.file = Some(bound.let_go());
+        }
+    }
+
+    /// Nobody connects any more.
+    fn close(&mut self) {
+        self.let_go();
+        if let Some(file) = self.file.take() {
+            file.remove();
         }
     }
 

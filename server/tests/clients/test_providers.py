@@ -13,11 +13,13 @@ import pytest
 import harness
 import onnx_models
 from harness import Repository, Server, restarts
+from kubelet import Kubelet
 from rehearsal import Rehearsal
 from tensors import json_input
 
 X = np.array([1.0], np.float32)
 START = Callable[..., Server]
+WATCH = Callable[[Server], Kubelet]
 # The library that `make ort` brings computes on the CPU alone; no test needs a GPU for these.
 ABSENT = "rocm"
 
@@ -92,12 +94,13 @@ def test_cuda_on_the_cpu_library_says_what_is_missing(start: START, repository: 
 
 
 def test_a_gpu_that_only_another_process_heals_gets_one(
-    repository: Repository, rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    repository: Repository, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """T23: what ONNX Runtime says of a lost CUDA context, on command: there is no GPU here."""
     repository.add("same", onnx_models.identity("FP32", ["rows"]), settings="lanes = 2\n")
     x = json_input("x", "FP32", np.ones(2, np.float32))
     server = rehearse(repository.path).wait_settled()
+    watch(server)
     before = server.worker_pid()
     sticky = rehearsal.fault("sticky", "same")
     # The worker is killed a tick later: its answer may be lost with it, as what is in flight on a dead worker is.

@@ -113,6 +113,14 @@ def stop_in_a_run(scene: Scene) -> Seen:
     return _fatal(scene, "SIGSTOP")
 
 
+@kind(rehearsal=True)
+def lost_gpu(scene: Scene) -> Seen:
+    """a run fails as a GPU does that only another process mends"""
+    scene.statuses = {500}
+    scene.fault("sticky", scene.model()).wait()
+    return scene.replaced()
+
+
 # ===== loads =====
 
 
