@@ -1,7 +1,7 @@
 //! An engine that fails on command, for rehearsals: tests of the real program, and `balm drill`.
 //!
 //! It stands in front of another engine, and only where the server was started for it (`--rehearsal DIR`). The commands are
-//! files in a private folder ([`faults`]): there is no socket, no setting and no variable by which a server that serves could
+//! files in a private folder (`faults`): there is no socket, no setting and no variable by which a server that serves could
 //! be told to fail.
 
 mod act;
