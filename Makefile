@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help ort ort-gpu build serve drill test test-overload test-faults test-loom soak mutants check bench models models-check models-large venv fmt clean distclean
+.PHONY: help ort ort-gpu build serve drill test test-overload test-faults test-loom injections soak mutants check bench models models-check models-large venv fmt clean distclean
 
 # A virtual environment holds what one requirements file pins. The stamp carries that file's digest, so an edit makes a
 # new environment and an unchanged file asks no registry.
@@ -67,6 +67,11 @@ test-overload: ort venv ## eleven times the load, noisy neighbours, classes: sce
 test-faults: ort venv ## crashes, hangs and stops of real processes: minutes
 	$(CARGO) build --workspace --locked
 	BALM_BIN=$(abspath $(TARGET_DIR))/debug/balm .venv/bin/python -m pytest -p no:cacheprovider -m faults $(CLIENTS)
+
+injections: ort venv ## hundreds of faults by kind and seed, under load (ARGS="--seeds 1"; BALM_INJECTION=kind:seed does one again)
+	$(CARGO) build --workspace --locked
+	@cd $(CLIENTS) && BALM_BIN=$(abspath $(TARGET_DIR))/debug/balm $(CURDIR)/.venv/bin/python -m injections \
+	  --page $(CURDIR)/docs/reports/injections.md $(ARGS)
 
 drill: build ## rehearse faults on a private copy of the server that serves models/ (a minute; ARGS="--html report.html")
 	$(TARGET_DIR)/release/balm drill --models models $(ARGS)

@@ -12,6 +12,7 @@ use crate::models::Attempt;
 use crate::recorder::{Recorder, Seat};
 use crate::version::unix_ms;
 use balm_probes::ladder::{Abandoned, Means};
+use balm_probes::provider::{self, ProviderError};
 use balm_probes::watchdog::{HangingLoads, Lag, Stall, TickClock, lag};
 use balm_probes::{Decision, Incident, Incidents, Ladder, Reason, Rung, Sighting, Trouble};
 pub(crate) use memory::Changing;
@@ -73,7 +74,7 @@ impl Healing {
         Healing {
             state: Mutex::new(State {
                 clock: TickClock::default(),
-                ladder: Ladder::new(Means::default()),
+                ladder: Ladder::new(Means { version: true, ..Means::default() }),
                 incidents: Incidents::default(),
                 stall: Stall::default(),
                 lag: Lag::Fine,
@@ -236,6 +237,22 @@ impl Healing {
                 "incident: acted"
             );
         }
+    }
+
+    /// An error of the runtime in `subject`. Where it means that every later call of this process fails too, that is said, and the
+    /// answer is yes: nothing is to be tried again here.
+    pub(crate) fn is_provider_lost(&self, subject: &str, error: &str) -> bool {
+        if provider::classify(error) != Some(ProviderError::Sticky) {
+            return false;
+        }
+        if self.verdict.get().is_none() {
+            let (subject, reason) = (subject.to_owned(), Reason::ProviderSticky);
+            self.see(Sighting { subject: subject.clone(), reason, after_ms: 0 });
+            let decision = self.decide(Trouble::ProviderFailed { sticky: true });
+            self.did(&subject, decision.rung, decision.reason);
+            self.give_up(decision, subject);
+        }
+        true
     }
 
     /// A run was told to end because its deadline was over.

@@ -12,6 +12,7 @@ mod load;
 mod observe;
 mod probe;
 mod proof;
+mod run_limit;
 mod sharing;
 
 pub(crate) use attempt::Attempt;
@@ -30,7 +31,7 @@ use crate::repository::{Repository, parse_version};
 use crate::version::{Serving, Version, unix_ms};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use balm_probes::breaker::BreakerState;
-use balm_probes::{HealthReport, Incident, ModelReport, ServerPhase};
+use balm_probes::{HealthReport, Incident, ModelReport, Quarantined, ServerPhase};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use std::collections::{BTreeMap, HashMap};
@@ -64,6 +65,8 @@ struct Inner {
     gate: Arc<Gate>,
     metrics: Metrics,
     healing: Arc<Healing>,
+    /// What is not to be tried unless somebody asks for it.
+    quarantined: Mutex<Vec<Quarantined>>,
     table: ArcSwap<HashMap<String, Arc<Model>>>,
     /// Held while the table or the report is rebuilt, so that no change is lost between two writers.
     changing: Mutex<Server>,
@@ -140,6 +143,7 @@ impl Models {
             gate,
             metrics,
             healing,
+            quarantined: Mutex::default(),
             table: ArcSwap::default(),
             changing: Mutex::new(server),
             report,
@@ -203,6 +207,12 @@ impl Models {
             server.since_ms = unix_ms();
         }
         self.0.publish(&server);
+    }
+
+    /// Says which versions did harm before, in this process or another: they are not tried unless somebody asks for their load.
+    /// To be told before the first load; as many as whoever tells remembers.
+    pub fn quarantine(&self, versions: Vec<Quarantined>) {
+        *self.0.quarantined.lock() = versions;
     }
 
     /// Adds a fact about the server to the report, for people.

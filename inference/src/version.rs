@@ -17,9 +17,10 @@ use arc_swap::ArcSwapOption;
 use balm_probes::{LaneCounts, ModelState, VersionReport};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
@@ -29,6 +30,8 @@ pub(crate) struct Version {
     model: String,
     status: Mutex<Status>,
     serving: ArcSwapOption<Serving>,
+    /// The bytes that were read last, and whether they have ever come to serve in this process.
+    identity: Mutex<(Option<String>, bool)>,
     /// How long the last load that brought it to serve took, milliseconds; 0 before.
     load_ms: AtomicU64,
 }
@@ -51,6 +54,7 @@ impl Version {
                 since_ms: unix_ms(),
             }),
             serving: ArcSwapOption::empty(),
+            identity: Mutex::default(),
             load_ms: AtomicU64::new(0),
         })
     }
@@ -96,6 +100,20 @@ impl Version {
         self.serving.store(serving);
     }
 
+    /// Its bytes have this digest. Whether they have come to serve before, in this process.
+    pub(crate) fn is(&self, digest: &str) -> bool {
+        let mut identity = self.identity.lock();
+        if identity.0.as_deref() != Some(digest) {
+            *identity = (Some(digest.to_owned()), false);
+        }
+        identity.1
+    }
+
+    /// The bytes that were read last serve.
+    pub(crate) fn proved(&self) {
+        self.identity.lock().1 = true;
+    }
+
     /// How long the last load that brought it to serve took, milliseconds.
     pub(crate) fn load_ms(&self) -> Option<u64> {
         Some(self.load_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
@@ -123,6 +141,7 @@ impl Version {
         let mut report = VersionReport::new(self.number, status.state);
         report.reason = status.reason;
         report.since_ms = status.since_ms;
+        report.digest = self.identity.lock().0.clone();
         if let Some(serving) = self.serving() {
             serving.describe(&mut report);
         }
@@ -146,12 +165,16 @@ pub struct Serving {
     pub short_digest: Bytes,
     /// Whether the digest was compared with a manifest.
     pub verified: bool,
+    /// When it took over from another version, if it did.
+    pub(crate) took_over: Option<Instant>,
     /// Time of the load's phases.
     pub load: LoadTimes,
     /// Inputs of the first golden request, to show a person what to send.
     pub example: Option<Vec<NamedTensor>>,
     /// The settings in force: model.toml over the server's defaults.
     pub settings: EffectiveSettings,
+    /// What the side of the protocol keeps with it: see [`Serving::beside`].
+    pub(crate) beside: OnceLock<Box<dyn Any + Send + Sync>>,
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) canary: Mutex<CanaryWatch>,
 }
@@ -187,6 +210,12 @@ impl Serving {
         self.contract.accept(inputs, rows)
     }
 
+    /// What whoever speaks to clients keeps with this version for as long as it serves. Made when it is first asked for; one
+    /// kind of thing only, and `None` for any other.
+    pub fn beside<T: Default + Send + Sync + 'static>(&self) -> Option<&T> {
+        self.beside.get_or_init(|| Box::<T>::default()).downcast_ref()
+    }
+
     /// The deadline of a request whose head came at `arrived` and which asked for `requested`.
     ///
     /// What a client asks for counts from the head of its request and covers the upload; the model's default counts from
@@ -214,7 +243,7 @@ impl Serving {
     pub fn submit(
         &self,
         inputs: Vec<Tensor>,
-        outputs: Vec<usize>,
+        outputs: impl Into<Arc<[usize]>>,
         deadline: Deadline,
         class: Option<Class>,
         mut permit: Permit,
@@ -236,7 +265,7 @@ impl Serving {
         let padding = self.lanes.padding.as_ref().filter(|padding| padding.takes(&inputs)).cloned();
         let job = Job {
             inputs,
-            outputs,
+            outputs: outputs.into(),
             rows,
             joins: common.is_some(),
             innocent: false,

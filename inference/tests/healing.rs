@@ -11,7 +11,7 @@ use balm_inference::admission::ShedReason;
 use balm_inference::predict::PredictError;
 use balm_probes::breaker::BreakerState;
 use balm_probes::{ModelState, Reason, Rung};
-use scripted::{DEAF, ECHO, FAIL, HANG, House, PANIC, SPIN};
+use scripted::{DEAF, ECHO, FAIL, HANG, House, PANIC, SPIN, STICKY};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -512,4 +512,28 @@ async fn a_session_that_went_wrong_is_healed_by_a_load() {
     assert_eq!(incident.reason, Reason::Canary);
     assert!(incident.healed_after_ms.is_some(), "{incident:?}");
     assert_eq!((house.state(1), house.reason(1).as_str()), (ModelState::Ready, ""));
+}
+
+// ===== the provider =====
+
+/// T23: an error after which every call fails is not tried again here: nobody is answered by it, and the worker has to go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_that_only_another_process_heals_is_the_workers_end() {
+    let house = House::loaded(2);
+    assert!(house.ask(ECHO).await.is_ok());
+    let runs = house.runs();
+    let error = house.ask(STICKY).await.unwrap_err();
+    let PredictError::NotReady { reason, .. } = &error else { panic!("{error:?}") };
+    assert!(reason.contains("its execution provider is lost to this process"), "{reason}");
+    assert!(!house.ready(), "{:?}", house.models.report());
+    let verdict = house.models.worker_verdict().unwrap();
+    assert_eq!(
+        (verdict.decision.rung, verdict.decision.reason),
+        (Rung::Worker, Reason::ProviderSticky)
+    );
+    assert!(matches!(house.ask(ECHO).await, Err(PredictError::NotReady { .. })));
+    house.pass(Duration::from_secs(60));
+    assert_eq!(house.runs(), runs + 1, "nothing was tried again, no canary either");
+    assert_eq!(house.metric("balm_heal_actions_total", &["worker", "provider_sticky"]), 1.0);
+    assert!(house.idle());
 }

@@ -62,15 +62,16 @@ async fn runs_fail_as_often_as_they_are_told_to() {
         assert!(error.contains("rehearsal: told to fail"), "{error}");
     }
     assert_eq!(it.ask().await.unwrap(), ECHO);
-    it.place("c", r#"{"kind": "sticky"}"#);
+    it.place("c", r#"{"kind": "wrong"}"#);
+    assert_ne!(it.ask().await.unwrap(), ECHO);
+    assert_eq!(it.ask().await.unwrap(), ECHO);
+    // The last: nothing serves in this process after it.
+    it.place("d", r#"{"kind": "sticky"}"#);
     let error = it.ask().await.unwrap_err().to_string();
     assert!(
         error.contains("CUDA failure 700: an illegal memory access was encountered"),
         "{error}"
     );
-    it.place("d", r#"{"kind": "wrong"}"#);
-    assert_ne!(it.ask().await.unwrap(), ECHO);
-    assert_eq!(it.ask().await.unwrap(), ECHO);
     assert_eq!(it.happened(), 4);
 }
 

@@ -324,6 +324,12 @@ impl Respawn {
         }
     }
 
+    /// How long nothing was heard of the worker, or of its event loop: by now that is how long it may have been broken,
+    /// milliseconds.
+    pub fn unheard_ms(&self) -> u64 {
+        self.watch.silence_ms(self.clock_ms).max(self.watch.lag_ms())
+    }
+
     /// What stands against the server's being ready, as far as the worker's own report cannot know it.
     pub fn objection(&self) -> Option<String> {
         match self.stage {

@@ -11,7 +11,7 @@ use crate::exit::Exit;
 use crate::healing;
 use crate::health::Health;
 use crate::host::Host;
-use crate::http::{self, BodyPace, Bound, HttpMetrics, ListenError, Listening, Sockets};
+use crate::http::{self, BodyPace, Bound, HttpMetrics, ListenError, Listening, Sockets, Stage};
 use crate::library;
 use crate::logs::LogError;
 use crate::management::{Management, ManagementHandle};
@@ -350,7 +350,7 @@ impl Loader {
 /// The server at work.
 struct Served {
     models: Models,
-    stop: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
     data: tokio::task::JoinHandle<Result<usize, ListenError>>,
     told: Told,
     _management: Option<ManagementHandle>,
@@ -393,7 +393,7 @@ impl Served {
         if first {
             loader.announce(listening);
         }
-        let (stop, stopped) = watch::channel(false);
+        let (stage, stages) = watch::channel(Stage::Open);
         let sockets = sockets(config);
         let drain = config.lifecycle.drain_timeout;
         let closed = move || {
@@ -409,15 +409,15 @@ impl Served {
                     () = told.at_least(Ending::Drain) => {}
                 }
             }
-            bound.serve(port, sockets, http_metrics, stopped, drain, closed).await
+            bound.serve(port, sockets, http_metrics, stages, drain, closed).await
         });
-        Ok(Served { models, stop, data, told: endings.hear(), _management: management })
+        Ok(Served { models, stage, data, told: endings.hear(), _management: management })
     }
 
     /// Waits to be told, then ends in order: not ready at once, still serving while load balancers learn of it, then
     /// no new connections, then the end when what was inside has finished.
     async fn until_told(self, config: &Config) -> Exit {
-        let Served { models, stop, mut data, mut told, _management } = self;
+        let Served { models, stage, mut data, mut told, _management } = self;
         tokio::select! {
             () = told.at_least(Ending::Drain) => {}
             // It ends by itself only when it could not even begin.
@@ -433,12 +433,13 @@ impl Served {
             "draining: not ready from now on, still serving"
         );
         models.enter(ServerPhase::Draining);
+        let _ = stage.send(Stage::Leaving);
         tokio::select! {
             () = tokio::time::sleep(config.lifecycle.drain_delay) => {}
             () = told.at_least(Ending::DrainNow) => {}
         }
         tracing::info!("taking no new connections");
-        let _ = stop.send(true);
+        let _ = stage.send(Stage::Stopping);
         let cut = tokio::select! {
             // First, so that nothing that comes is served by somebody who must not.
             biased;

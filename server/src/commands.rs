@@ -9,7 +9,7 @@ use crate::exit::Exit;
 use crate::host::Host;
 use crate::listeners::Listeners;
 use crate::logs::Process;
-use crate::supervisor::{self, Supervisor, Suspects};
+use crate::supervisor::{self, Supervisor, Suspects, Ward};
 use crate::worker::Worker;
 use crate::{environment, library, logs};
 use balm_inference::engine::EngineError;
@@ -75,10 +75,11 @@ fn supervise(config: &Config, rehearsal: bool) -> Result<Exit, AppError> {
     let signals = supervisor::Signals::heed().map_err(AppError::Signals)?;
     // The worker, then all else: it has the longest way to go.
     let suspects = Suspects::new();
-    let first = supervisor::spawn(&data, 1, &suspects).map_err(AppError::Thread)?;
+    let ward = Ward::open(config.lifecycle.crash_journal.as_deref());
+    let first = supervisor::spawn(&data, 1, &suspects, ward.all()).map_err(AppError::Thread)?;
     let _log = logs::init(&config.log, Some(Process::Supervisor))?;
     warn_of(rehearsal);
-    Ok(Supervisor::new(config, data, management, signals, first, suspects)?.run())
+    Ok(Supervisor::new(config, data, management, signals, first, suspects, ward)?.run())
 }
 
 /// `balm check`: reads, hashes, loads and probes every model as `serve` would, and serves nothing.

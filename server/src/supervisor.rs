@@ -11,10 +11,12 @@ mod desk;
 mod journal;
 mod metrics;
 mod notify;
+mod quarantine;
 mod signals;
 mod suspects;
 
 pub(crate) use child::{Child, spawn};
+pub(crate) use quarantine::Ward;
 pub(crate) use signals::Signals;
 pub(crate) use suspects::Suspects;
 
@@ -22,7 +24,7 @@ use crate::app::AppError;
 use crate::banner;
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::http::Bound;
+use crate::http::{Bound, SocketFile};
 use crate::link::ToWorker;
 use crate::management::{Management, ManagementHandle};
 use crate::pulse::{Pulse, TICK};
@@ -31,7 +33,7 @@ use balm_probes::{Action, Cause, Departure, End, Event, Respawn, RespawnPolicy, 
 use changes::Changes;
 use desk::{Desk, LastEnd, Standing, unix_ms};
 use journal::{Journal, Reason};
-use metrics::SupervisorMetrics;
+use metrics::{Deed, SupervisorMetrics};
 use notify::Notify;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
@@ -50,13 +52,16 @@ const FAREWELL_CHARS_MAX: usize = 500;
 /// See the module.
 pub(crate) struct Supervisor {
     config: Config,
-    /// Closed when the end has come so far that nobody is to be let in any more.
+    /// Let go of when the end has begun and no other worker is to have it: the last who has it sees to those who have connected.
     bound: Option<Bound>,
+    /// Removed when nobody is to be let in any more.
+    file: Option<SocketFile>,
     respawn: Respawn,
     desk: Arc<Desk>,
     pulse: Arc<Pulse>,
     signals: Signals,
     journal: Journal,
+    ward: Ward,
     changes: Changes,
     notify: Notify,
     worker: Option<Worker>,
@@ -96,6 +101,7 @@ impl Supervisor {
         signals: Signals,
         first: Child,
         suspects: Suspects,
+        ward: Ward,
     ) -> Result<Self, AppError> {
         let pulse = Pulse::start().map_err(AppError::Thread)?;
         pulse.answer();
@@ -113,6 +119,7 @@ impl Supervisor {
             pulse,
             signals,
             journal,
+            ward,
             changes: Changes::new(config),
             notify: Notify::new(now),
             worker: None,
@@ -129,6 +136,7 @@ impl Supervisor {
                 management
             },
             bound: Some(data),
+            file: None,
             desk,
         };
         supervisor.adopt(first);
@@ -271,6 +279,13 @@ impl Supervisor {
             at_ms: unix_ms(),
             requests: death.involved,
         });
+        let now_ms = self.respawn.clock_ms();
+        for _ in 0..self.ward.ended(&self.desk.report(), cause, now_ms) {
+            self.desk.metrics.acted(Deed::Version, cause);
+        }
+        if before == Stage::Running {
+            self.detected();
+        }
         self.desk.connect(None);
         if let Stage::Running | Stage::Killing { .. } | Stage::Recycling { .. } = before {
             self.broken_at.get_or_insert_with(Instant::now);
@@ -279,6 +294,7 @@ impl Supervisor {
                 && end == End::Code(i32::from(Exit::Drained.code()));
             let lost = if drained { 0 } else { worker.in_flight };
             self.desk.metrics.replaced(cause, lost);
+            self.desk.metrics.acted(Deed::Worker, cause);
             if drained {
                 tracing::warn!(reason = cause.as_str(), how, "worker finished, another comes");
             } else {
@@ -336,10 +352,16 @@ impl Supervisor {
         None
     }
 
+    /// Something was found to be wrong with the worker.
+    fn detected(&self) {
+        self.desk.metrics.detected(Duration::from_millis(self.respawn.unheard_ms()));
+    }
+
     /// Logs a step that a person will look for.
     fn told(&mut self, stage: Stage) {
         match stage {
             Stage::Killing { cause, .. } => {
+                self.detected();
                 self.broken_at.get_or_insert_with(Instant::now);
                 tracing::error!(
                     reason = cause.as_str(),
@@ -357,6 +379,7 @@ impl Supervisor {
                 tracing::warn!(pause_ms, "the next worker waits");
             }
             Stage::Parked { cause } => {
+                self.desk.metrics.acted(Deed::Park, cause);
                 self.changes.remember();
                 tracing::error!(
                     reason = cause.as_str(),
@@ -367,16 +390,22 @@ impl Supervisor {
                 if let (Cause::Unkillable, Some(worker)) = (cause, &self.worker) {
                     self.desk.metrics.replaced(cause, worker.in_flight);
                 }
+                self.desk.metrics.acted(Deed::Process, cause);
                 tracing::error!(reason = cause.as_str(), "giving up: {}", cause.sentence());
             }
-            Stage::Draining { .. } | Stage::Over => self.notify.stopping(),
+            Stage::Draining { .. } | Stage::Over => {
+                self.notify.stopping();
+                self.let_go();
+            }
             Stage::Running => {}
         }
     }
 
     fn spawn(&mut self) -> Option<Event> {
-        let started =
-            self.bound.as_ref().map(|bound| spawn(bound, self.workers_started + 1, &self.suspects));
+        let started = self
+            .bound
+            .as_ref()
+            .map(|bound| spawn(bound, self.workers_started + 1, &self.suspects, self.ward.all()));
         match started {
             Some(Ok(child)) => {
                 self.adopt(child);
@@ -408,10 +437,18 @@ impl Supervisor {
         self.desk.say(&ToWorker::Stay);
     }
 
-    /// Takes no connections any more.
-    fn close(&mut self) {
+    /// No other worker is going to have the socket.
+    fn let_go(&mut self) {
         if let Some(bound) = self.bound.take() {
-            bound.remove_file();
+            self.file = Some(bound.let_go());
+        }
+    }
+
+    /// Nobody connects any more.
+    fn close(&mut self) {
+        self.let_go();
+        if let Some(file) = self.file.take() {
+            file.remove();
         }
     }
 
@@ -445,11 +482,14 @@ impl Supervisor {
             objection,
             draining: matches!(stage, Stage::Draining { .. } | Stage::Over),
             parked: matches!(stage, Stage::Parked { .. }),
+            sidecar: self.config.lifecycle.sidecar,
         });
     }
 
     /// With every tick: what has become of it.
     fn observe(&mut self, now: Instant) -> Option<Departure> {
+        self.ward.saw(&self.desk.report(), self.respawn.clock_ms());
+        self.desk.metrics.set_quarantined(self.ward.all().len());
         let started = self.desk.started().started;
         self.notify.turn(now, started, self.desk.liveness().live);
         if started { self.happened(Event::Ready) } else { None }

@@ -17,7 +17,7 @@ use crate::management::ManagementSource;
 use crate::pulse::{Pulse, TICK};
 use balm_inference::models::Models;
 use balm_inference::recorder::Recorder;
-use balm_probes::{Cause, HealthReport};
+use balm_probes::{Cause, HealthReport, Quarantined};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
@@ -55,6 +55,7 @@ pub struct Worker {
     pulse: Arc<Pulse>,
     endings: Endings,
     generation: u64,
+    quarantine: Vec<Quarantined>,
     serving: OnceLock<Serving>,
     /// Where it is to be written what runs, until somebody does.
     memory: Mutex<Option<OwnedFd>>,
@@ -126,6 +127,7 @@ impl Worker {
             pulse: Pulse::start()?,
             endings: Endings::default(),
             generation: hello.generation,
+            quarantine: hello.quarantine,
             serving: OnceLock::new(),
             memory: Mutex::new(memory),
             owes_report: AtomicBool::new(false),
@@ -176,12 +178,14 @@ impl Worker {
             .ok()
     }
 
-    /// From now on the supervisor is told how `models` stand, before whoever changed it goes on.
+    /// From now on `models` do not try what did harm before, and the supervisor is told how they stand, before whoever changed it
+    /// goes on.
     pub fn attach(self: &Arc<Self>, models: &Models, health: &Arc<Health>) {
         let serving = Serving { models: models.clone(), health: Arc::clone(health) };
         let _ = self.serving.set(serving);
         // The models would otherwise hold themselves.
         let worker = Arc::downgrade(self);
+        models.quarantine(self.quarantine.clone());
         models.on_report(move |report| {
             if let Some(worker) = worker.upgrade() {
                 worker.report(report);

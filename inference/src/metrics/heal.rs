@@ -9,7 +9,7 @@ const SECONDS_BUCKETS: [f64; 12] =
     [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0];
 
 /// Repairs that this process makes or asks for: they are there before the first event.
-const ACTIONS: [(Rung, Reason); 14] = [
+const ACTIONS: [(Rung, Reason); 16] = [
     (Rung::Cancel, Reason::Deadline),
     (Rung::Cancel, Reason::LoadOverdue),
     (Rung::Lane, Reason::HungSpinning),
@@ -18,12 +18,14 @@ const ACTIONS: [(Rung, Reason); 14] = [
     (Rung::Lane, Reason::Panic),
     (Rung::Lane, Reason::Canary),
     (Rung::Version, Reason::Canary),
+    (Rung::Version, Reason::VersionHarmful),
     (Rung::Worker, Reason::LaneBudget),
     (Rung::Worker, Reason::LaneBuild),
     (Rung::Worker, Reason::Stall),
     (Rung::Worker, Reason::MemoryLeak),
     (Rung::Worker, Reason::MemoryHigh),
     (Rung::Shed, Reason::MemoryBudget),
+    (Rung::Worker, Reason::ProviderSticky),
 ];
 
 /// How a canary came back. The label values of `balm_canaries_total`.

@@ -20,6 +20,14 @@ use std::time::Instant;
 /// A load that takes longer says so this often, milliseconds.
 const STILL_LOADING_EVERY_MS: u64 = 10_000;
 
+/// Who wants a load.
+pub(super) struct Order<'a> {
+    /// Whether somebody asked for it: then also a version is tried that did harm before.
+    pub(super) is_asked_for: bool,
+    /// Is called once it takes so long that nobody should wait behind it.
+    pub(super) makes_way: &'a mut dyn FnMut(),
+}
+
 /// What the thread of a load and whoever waits for it share.
 pub(crate) struct Attempt {
     pub(super) token: LoadToken,
@@ -91,14 +99,14 @@ impl Attempt {
 
 impl Inner {
     /// Loads a version once, on a thread of its own, and waits for it: no longer than `limit_ms` and the time that it has to
-    /// end once it was told to. Where it takes long, `makes_way` is called once, so that others need not wait behind it.
+    /// end once it was told to. Where it takes long, others need not wait behind it.
     pub(super) fn try_version(
         self: &Arc<Self>,
         model: &Arc<Model>,
         version: &Arc<Version>,
         settings: &ModelSettings,
         limit_ms: u64,
-        makes_way: &mut dyn FnMut(),
+        order: &mut Order<'_>,
     ) -> Tried {
         let attempt = Arc::new(Attempt::new(self.healing.memory_changes()));
         let (sender, receiver) = mpsc::sync_channel(1);
@@ -107,9 +115,11 @@ impl Inner {
             let (inner, model, version) =
                 (Arc::clone(self), Arc::clone(model), Arc::clone(version));
             let (settings, attempt) = (settings.clone(), Arc::clone(&attempt));
+            let is_asked_for = order.is_asked_for;
             move || {
                 let _until_the_end = Arc::clone(&attempt);
-                let candidate = Candidate { inner, model, version, settings, attempt };
+                let candidate =
+                    Candidate { inner, model, version, settings, attempt, is_asked_for };
                 let (result, more) = match candidate.load() {
                     Ok(more) => (Ok(()), more),
                     Err(refusal) => (Err(refusal), None),
@@ -127,7 +137,7 @@ impl Inner {
         }
         let mut waiting = Waiting { clock: TickClock::default(), cancelled_at: None, notices: 0 };
         let mut looked_at = Instant::now();
-        let mut may_make_way = Some(makes_way);
+        let mut may_make_way = true;
         loop {
             match receiver.recv_timeout(TICK) {
                 // What it says after it was told to end is that it was.
@@ -142,10 +152,8 @@ impl Inner {
             }
             let age_ms = waiting.clock.tick(looked_at.elapsed());
             looked_at = Instant::now();
-            if age_ms >= makes_way_after_ms(limit_ms)
-                && let Some(makes_way) = may_make_way.take()
-            {
-                makes_way();
+            if age_ms >= makes_way_after_ms(limit_ms) && std::mem::take(&mut may_make_way) {
+                (order.makes_way)();
             }
             waiting.tell(age_ms, model, version, &attempt.progress);
             match judge_load(age_ms, limit_ms, waiting.cancelled_at.map(|at| age_ms - at)) {

@@ -3,6 +3,7 @@
 use super::attempt::Attempt;
 use super::canary::CanaryWatch;
 use super::probe::probe;
+use super::run_limit::RunLimit;
 use super::sharing::{Asked, Sharing};
 use super::{Inner, Model};
 use crate::admission::Patience;
@@ -33,6 +34,11 @@ impl Refusal {
     pub(super) fn failed(reason: impl ToString) -> Self {
         Refusal { state: ModelState::Failed, reason: reason.to_string() }
     }
+
+    /// It did harm, and is known by its digest.
+    fn quarantined(reason: String) -> Self {
+        Refusal { state: ModelState::Quarantined, reason }
+    }
 }
 
 /// A session that has answered the golden requests, and what came with it.
@@ -43,6 +49,7 @@ struct Proved {
     golden: Golden,
     asked: Asked,
     sharing: Sharing,
+    limit: RunLimit,
 }
 
 /// A version on its way to serve.
@@ -52,6 +59,8 @@ pub(super) struct Candidate {
     pub(super) version: Arc<Version>,
     pub(super) settings: ModelSettings,
     pub(super) attempt: Arc<Attempt>,
+    /// Whether somebody asked for it: then it is tried although it did harm before.
+    pub(super) is_asked_for: bool,
 }
 
 impl Version {
@@ -86,6 +95,14 @@ impl Candidate {
         let verified = Arc::new(read.map_err(Refusal::failed)?);
         times.read = begun.elapsed();
         let digest = verified.digest.to_string();
+        let proved_before = self.attempt.unless_given_up(|| version.is(&digest))?;
+        if !self.is_asked_for
+            && let Some(why) = inner.harm_of(&self.model.name, &digest)
+        {
+            return Err(Refusal::quarantined(format!(
+                "{why}; not tried again until its files change or somebody asks for its load"
+            )));
+        }
         let effective = EffectiveSettings::resolve(&self.settings, &inner.options.defaults);
         if let Some(before) = version.serving()
             && before.digest == digest
@@ -118,21 +135,23 @@ impl Candidate {
 
         step(ModelState::Warming)?;
         let begun = Instant::now();
-        let quarantined = |reason: String| Refusal {
-            state: ModelState::Quarantined,
-            reason: format!("digest {digest}: {reason}"),
+        let quarantined = |reason: String| {
+            let reason = format!("digest {digest}: {reason}");
+            // What these bytes answered rightly before is not their fault now, but that of the process.
+            if proved_before { Refusal::failed(reason) } else { Refusal::quarantined(reason) }
         };
         // The first run of a session allocates, which is what warming is for; its answer is judged like the others.
         let (first, others) = golden.cases.split_at(golden.cases.len().min(1));
-        let limit = effective.max_deadline;
-        probe(session.as_mut(), first, limit).map_err(quarantined)?;
+        let limit = RunLimit::new(effective.max_deadline);
+        probe(session.as_mut(), first, &limit).map_err(quarantined)?;
         step(ModelState::Probing)?;
-        probe(session.as_mut(), others, limit).map_err(quarantined)?;
+        probe(session.as_mut(), others, &limit).map_err(quarantined)?;
         let asked = Asked::of(&effective, session.contract()).map_err(Refusal::failed)?;
-        let sharing = asked.first(session.as_mut(), &golden.cases).map_err(Refusal::failed)?;
+        let sharing =
+            asked.first(session.as_mut(), &golden.cases, &limit).map_err(Refusal::failed)?;
         times.probe = begun.elapsed();
 
-        let proved = Proved { session, settings: effective, times, golden, asked, sharing };
+        let proved = Proved { session, settings: effective, times, golden, asked, sharing, limit };
         self.serve(proved, &verified, reader).map(Some)
     }
 
@@ -143,7 +162,7 @@ impl Candidate {
         verified: &Arc<VerifiedModel>,
         reader: Reader,
     ) -> Result<MoreLanes, Refusal> {
-        let Proved { session, settings, times, golden, asked, sharing } = proved;
+        let Proved { session, settings, times, golden, asked, sharing, limit } = proved;
         let (inner, model, version) = (&self.inner, &self.model, &self.version);
         let placement = session.placement().clone();
         let rebuild = {
@@ -200,7 +219,12 @@ impl Candidate {
             digest: verified.digest.to_string(),
             short_digest: verified.digest.to_string().into_bytes().into_iter().take(12).collect(),
             verified: verified.verified,
+            took_over: model
+                .serving(None)
+                .is_ok_and(|before| before.digest != verified.digest.to_string())
+                .then(Instant::now),
             load: times,
+            beside: OnceLock::new(),
             canary: Mutex::new(CanaryWatch::new(golden.cases.first(), session.contract())),
             example: golden.cases.first().map(|case| case.inputs.clone()),
             settings,
@@ -217,6 +241,8 @@ impl Candidate {
             let _ = watch.lanes.set(Arc::downgrade(&lanes));
             model.gate.set_limit(serving.settings.max_in_flight);
             version.serve(Some(Arc::clone(&serving)));
+            version.proved();
+            inner.forget_harm(&model.name, &serving.digest);
             let (state, reason) = lanes.condition().verdict();
             version.enter(state, reason);
             model.elect();
@@ -228,6 +254,7 @@ impl Candidate {
             lanes,
             verified: Arc::clone(verified),
             unproved,
+            limit,
             options: serving.settings.session.clone(),
         })
     }
@@ -333,6 +360,7 @@ pub(super) struct MoreLanes {
     verified: Arc<VerifiedModel>,
     /// What is to be tried with the first of them, to know whether requests may share runs, and be padded for it.
     unproved: Option<(Asked, Golden)>,
+    limit: RunLimit,
     options: SessionOptions,
 }
 
@@ -354,7 +382,7 @@ impl MoreLanes {
                 .unwrap_or_else(|_panic| Err("building it panicked".to_owned()));
             let proved = built.and_then(|mut session| {
                 if let Some((asked, golden)) = self.unproved.take() {
-                    asked.all(session.as_mut(), &golden.cases)?.tell(&self.lanes);
+                    asked.all(session.as_mut(), &golden.cases, &self.limit)?.tell(&self.lanes);
                 }
                 Ok(session)
             });

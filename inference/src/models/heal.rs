@@ -4,13 +4,17 @@ use super::canary::Health;
 use super::{Model, Models};
 use crate::healing::WorkerVerdict;
 use crate::recorder::Recorder;
-use crate::version::Serving;
-use balm_probes::{Reason, Rung, Sighting, Trouble, Usage};
+use crate::version::{Serving, unix_ms};
+use balm_probes::breaker::BreakerState;
+use balm_probes::quarantine::TRIAL_MS;
+use balm_probes::{Quarantined, Reason, Rung, Sighting, Trouble, Usage};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
+/// For so long a version that took over from another is new.
+const TRIAL: Duration = Duration::from_millis(TRIAL_MS);
 /// Between two loads of a version that answered wrongly: its files may be about to be replaced.
 const LOAD_PAUSE: Duration = Duration::from_secs(1);
 
@@ -25,7 +29,9 @@ impl Models {
         // One a tick: where many models are idle, they are not to be busy all at once.
         let mut may_send = true;
         for model in self.0.table.load().values() {
-            model.look_at_breaker();
+            if model.look_at_breaker() == Some(BreakerState::Refusing) {
+                self.judge_newcomer(model);
+            }
             for serving in model.all_serving() {
                 self.look_at_canary(model, &serving, now_ms, &mut may_send);
             }
@@ -64,6 +70,11 @@ impl Models {
         if self.0.healing.memory_in_vain() {
             self.0.changed();
         }
+    }
+
+    /// Whether memory is judged now: it is not while something is loaded.
+    pub fn memory_is_judged(&self) -> bool {
+        !self.0.healing.is_memory_changing()
     }
 
     /// What is asked for because of memory, while that lasts.
@@ -105,11 +116,8 @@ impl Models {
         let (reason, healing) = (Reason::Canary, &self.0.healing);
         healing.see(Sighting { subject: subject.clone(), reason, after_ms: 0 });
         let (models, model) = (self.clone(), Arc::clone(model));
-        let name: String = format!("heal-{}", model.name).chars().take(15).collect();
-        let body = move || models.load_anew(&model, subject);
-        if let Err(error) = thread::Builder::new().name(name).spawn(body) {
-            tracing::error!(%error, "healing thread not started");
-        }
+        let name = model.name.clone();
+        self.spawn_healer(&name, move || models.load_anew(&model, subject));
     }
 
     /// Loads what answered wrongly until it or another version of the model serves, as often as the ladder allows.
@@ -127,7 +135,7 @@ impl Models {
                 return healing.give_up(decision, subject);
             }
             // What refuses it says so itself.
-            let loaded = self.load(&model.name);
+            let loaded = self.load_for(&model.name, false);
             if loaded.is_err() && model.serving(None).is_ok() {
                 healing.did(&subject, Rung::Version, Reason::Canary);
             }
@@ -141,9 +149,57 @@ impl Models {
     }
 }
 
+impl Models {
+    /// Half of a model's results were the server's own errors. Where its version took over from another lately, that one takes over
+    /// again, and this one is not tried any more.
+    fn judge_newcomer(&self, model: &Arc<Model>) {
+        let Some(serving) = model.current.load_full() else { return };
+        let is_new = serving.took_over.is_some_and(|at| at.elapsed() < TRIAL);
+        let has_another = model.versions.load().len() > 1;
+        if !is_new || !has_another || !serving.is_trusted() {
+            return;
+        }
+        let healing = &self.0.healing;
+        let subject = format!("model {:?} version {}", serving.model, serving.version);
+        let why = "half of its runs failed less than ten minutes after it took over".to_owned();
+        tracing::error!(model = %serving.model, version = serving.version, why, "version does harm");
+        let (reason, after_ms) = (Reason::VersionHarmful, 0);
+        healing.see(Sighting { subject: subject.clone(), reason, after_ms });
+        let decision = healing.decide(Trouble::VersionHarmful);
+        healing.did(&subject, decision.rung, decision.reason);
+        if decision.rung != Rung::Version {
+            return healing.give_up(decision, subject);
+        }
+        self.0.did_harm(Quarantined {
+            model: serving.model.clone(),
+            version: serving.version,
+            digest: serving.digest.clone(),
+            reason: why.clone(),
+            at_ms: unix_ms(),
+        });
+        serving.lanes.distrust(why);
+        let (models, name) = (self.clone(), model.name.clone());
+        self.spawn_healer(&model.name, move || {
+            // The load of the version itself is refused, and says why; what counts is who serves then.
+            let _refused = models.load_for(&name, false);
+            if models.model(&name).is_ok_and(|model| model.serving(None).is_ok()) {
+                models.0.healing.healed(&subject);
+                models.0.changed();
+            }
+        });
+    }
+
+    fn spawn_healer(&self, model: &str, body: impl FnOnce() + Send + 'static) {
+        let name: String = format!("heal-{model}").chars().take(15).collect();
+        if let Err(error) = thread::Builder::new().name(name).spawn(body) {
+            tracing::error!(%error, "healing thread not started");
+        }
+    }
+}
+
 impl Model {
-    /// Says once when the breaker has come to do something else.
-    fn look_at_breaker(&self) {
+    /// Says once when the breaker has come to do something else: what.
+    fn look_at_breaker(&self) -> Option<BreakerState> {
         let now = self.gate.breaker();
         let before = std::mem::replace(&mut *self.breaker.lock(), now);
         if before != now {
@@ -154,5 +210,6 @@ impl Model {
                 "breaker"
             );
         }
+        (before != now).then_some(now)
     }
 }

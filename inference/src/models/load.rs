@@ -2,15 +2,16 @@
 //!
 //! A load runs on a thread of its own ([`super::attempt`]); whoever asked for it waits.
 
-use super::attempt::Tried;
+use super::attempt::{Order, Tried};
 use super::candidate::Refusal;
 use super::{ControlError, Inner, Model, Models};
 use crate::clip::clipped;
 use crate::repository::ModelEntry;
 use crate::settings::{ModelSettings, VersionPolicy};
 use crate::version::Version;
+use balm_probes::quarantine::QUARANTINED_MAX;
 use balm_probes::watchdog::{load_limit_ms, loads_again, may_load};
-use balm_probes::{ModelState, Reason, Rung, Sighting};
+use balm_probes::{ModelState, Quarantined, Reason, Rung, Sighting};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,7 +64,8 @@ impl Models {
                     scope.spawn(|| self.load_some(start, scope));
                 }
             };
-            if let Err(error) = self.0.load_entry(&model, entry, &mut makes_way) {
+            let order = &mut Order { is_asked_for: false, makes_way: &mut makes_way };
+            if let Err(error) = self.0.load_entry(&model, entry, order) {
                 tracing::error!(model = %entry.name, %error, "model not loaded");
             }
         }
@@ -76,11 +78,17 @@ impl Models {
     /// # Errors
     /// [`ControlError`]; what served before goes on serving.
     pub fn load(&self, name: &str) -> Result<(), ControlError> {
+        self.load_for(name, true)
+    }
+
+    /// The same; with `is_asked_for` versions are tried as well that did harm before.
+    pub(super) fn load_for(&self, name: &str, is_asked_for: bool) -> Result<(), ControlError> {
         let Some(entry) = self.0.repository.find(name) else {
             return Err(ControlError::UnknownModel(clipped(name)));
         };
         let model = self.0.entry(&entry.name, false);
-        let result = self.0.load_entry(&model, &entry, &mut || {});
+        let result =
+            self.0.load_entry(&model, &entry, &mut Order { is_asked_for, makes_way: &mut || {} });
         if model.serving(None).is_ok() {
             model.withdrawn.store(false, Ordering::Release);
             if self.declares_nothing() {
@@ -179,11 +187,31 @@ impl Version {
 }
 
 impl Inner {
+    /// A version is not to be tried any more. The oldest is forgotten where there are too many.
+    pub(super) fn did_harm(&self, one: Quarantined) {
+        self.forget_harm(&one.model, &one.digest);
+        let mut quarantined = self.quarantined.lock();
+        quarantined.push(one);
+        let surplus = quarantined.len().saturating_sub(QUARANTINED_MAX);
+        quarantined.drain(..surplus);
+    }
+
+    /// A version has proved itself.
+    pub(super) fn forget_harm(&self, model: &str, digest: &str) {
+        self.quarantined.lock().retain(|one| !one.is(model, digest));
+    }
+
+    /// Why a version with these bytes is not to be tried, if it did harm before.
+    pub(super) fn harm_of(&self, model: &str, digest: &str) -> Option<String> {
+        let quarantined = self.quarantined.lock();
+        quarantined.iter().find(|one| one.is(model, digest)).map(|one| one.reason.clone())
+    }
+
     fn load_entry(
         self: &Arc<Self>,
         model: &Arc<Model>,
         entry: &ModelEntry,
-        makes_way: &mut dyn FnMut(),
+        order: &mut Order<'_>,
     ) -> Result<(), ControlError> {
         let _control = model.control.lock();
         for warning in &entry.warnings {
@@ -215,7 +243,7 @@ impl Inner {
                 continue;
             };
             let loaded = if entry.versions.contains(&number) {
-                self.load_version(model, version, settings, makes_way)
+                self.load_version(model, version, settings, order)
             } else {
                 let reason = "model.toml asks for it, the repository has no such folder".to_owned();
                 self.refuse(version, Refusal::failed(&reason));
@@ -275,10 +303,10 @@ impl Inner {
         model: &Arc<Model>,
         version: &Arc<Version>,
         settings: &ModelSettings,
-        makes_way: &mut dyn FnMut(),
+        order: &mut Order<'_>,
     ) -> Result<(), String> {
         let subject = format!("load of model {:?} version {}", model.name, version.number);
-        let result = self.load_in_time(model, version, settings, &subject, makes_way);
+        let result = self.load_in_time(model, version, settings, &subject, order);
         self.metrics.loaded(&model.name, version.number, result.is_ok());
         match result {
             Ok(()) => {
@@ -306,7 +334,7 @@ impl Inner {
         version: &Arc<Version>,
         settings: &ModelSettings,
         subject: &str,
-        makes_way: &mut dyn FnMut(),
+        order: &mut Order<'_>,
     ) -> Result<(), Refusal> {
         let configured_ms = milliseconds(self.options.load_limit);
         let limit_ms = load_limit_ms(version.load_ms(), configured_ms);
@@ -322,9 +350,15 @@ impl Inner {
             version.rediscover();
             tries += 1;
             let begun = Instant::now();
-            let life = match self.try_version(model, version, settings, limit_ms, &mut *makes_way) {
-                Tried::Ended(result) => {
-                    return result.inspect(|()| version.was_loaded_in(begun.elapsed()));
+            let tried = self.try_version(model, version, settings, limit_ms, order);
+            let life = match tried {
+                Tried::Ended(Ok(())) => {
+                    version.was_loaded_in(begun.elapsed());
+                    return Ok(());
+                }
+                Tried::Ended(Err(refusal)) => {
+                    self.healing.is_provider_lost(subject, &refusal.reason);
+                    return Err(refusal);
                 }
                 Tried::Overdue { life } => life,
             };

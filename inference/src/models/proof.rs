@@ -4,7 +4,7 @@
 //! are run apart and together: only if their answers are the same does each row mind its own business. Whether a model
 //! minds padding, because it has no mask, say, is tried in the same way with two requests of different lengths.
 
-use super::probe::run_within;
+use super::run_limit::RunLimit;
 use crate::batch::{self, Padding};
 use crate::contract::{Contract, Dimension};
 use crate::datatype::Datatype::{self, Bf16, Fp16, Fp32, Fp64};
@@ -12,7 +12,6 @@ use crate::engine::Session;
 use crate::golden::{GoldenCase, Mismatch, matches};
 use crate::tensor::{NamedTensor, Tensor, TensorData};
 use bytes::Bytes;
-use std::time::Duration;
 
 /// Relative and absolute. Rows that run together may be added up in another order, and quantised ones rounded differently.
 const TOLERANCE: f64 = 1e-3;
@@ -30,7 +29,7 @@ const MADE_UP_ELEMENTS_MAX: usize = 1 << 24;
 pub(super) fn rows_are_independent(
     session: &mut dyn Session,
     golden: &[GoldenCase],
-    limit: Duration,
+    limit: &RunLimit,
 ) -> Result<(), String> {
     let contract = session.contract().clone();
     if !contract.is_batched() {
@@ -41,8 +40,7 @@ pub(super) fn rows_are_independent(
         .ok_or("there are no two requests to try it with")?;
     let together = batch::concatenate(&[&first, &second]);
     let outputs: Vec<usize> = (0..contract.outputs.len()).collect();
-    let mut run =
-        |inputs: &[Tensor]| run_within(session, inputs, &outputs, limit).map(|ran| ran.outputs);
+    let mut run = |inputs: &[Tensor]| limit.run(session, inputs, &outputs).map(|ran| ran.outputs);
     let (apart, joined) = ([run(&first)?, run(&second)?], run(&together)?);
     let rows = [&first, &second].map(|inputs| batch::rows(inputs).unwrap_or(1));
     let parts = batch::split(&joined, &rows)?;
@@ -58,7 +56,7 @@ pub(super) fn padding_is_harmless(
     session: &mut dyn Session,
     golden: &[GoldenCase],
     padding: &Padding,
-    limit: Duration,
+    limit: &RunLimit,
 ) -> Result<(), String> {
     let contract = session.contract().clone();
     let pairs = match pair_to_pad(&contract, golden, padding) {
@@ -73,7 +71,7 @@ pub(super) fn padding_is_harmless(
         let requests = [first.as_slice(), second.as_slice()];
         let together = padding.concatenate(&requests);
         let mut run =
-            |inputs: &[Tensor]| run_within(session, inputs, &outputs, limit).map(|ran| ran.outputs);
+            |inputs: &[Tensor]| limit.run(session, inputs, &outputs).map(|ran| ran.outputs);
         let (apart, joined) = ([run(first)?, run(second)?], run(&together)?);
         let rows = requests.map(|inputs| batch::rows(inputs).unwrap_or(1));
         let parts = padding.cut(&together, &requests, &outputs, batch::split(&joined, &rows)?)?;

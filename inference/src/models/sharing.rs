@@ -1,6 +1,7 @@
 //! Whether requests share runs and are padded for it: what `model.toml` asks for, and what a session proves.
 
 use super::proof;
+use super::run_limit::RunLimit;
 use crate::batch::Padding;
 use crate::contract::Contract;
 use crate::effective::EffectiveSettings;
@@ -9,7 +10,6 @@ use crate::golden::GoldenCase;
 use crate::lane::Lanes;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// What is asked for.
 pub(super) struct Asked {
@@ -19,8 +19,6 @@ pub(super) struct Asked {
     pub(super) padding: Option<Arc<Padding>>,
     /// Whether further sessions come, which can do the proving: the first one has work to do.
     later: bool,
-    /// How long a request of a trial may run.
-    limit: Duration,
 }
 
 /// Yes or no, and why.
@@ -51,8 +49,7 @@ impl Asked {
             return Err(problems.join("; "));
         }
         let padding = padding.map(Arc::new);
-        let (batching, limit) = (settings.batching, settings.max_deadline);
-        Ok(Asked { batching, padding, later: settings.lanes > 1, limit })
+        Ok(Asked { batching: settings.batching, padding, later: settings.lanes > 1 })
     }
 
     /// What the first session is to find out.
@@ -63,9 +60,10 @@ impl Asked {
         &self,
         session: &mut dyn Session,
         golden: &[GoldenCase],
+        limit: &RunLimit,
     ) -> Result<Sharing, String> {
         if !self.later {
-            return self.all(session, golden);
+            return self.all(session, golden, limit);
         }
         let runs = self.batching.map(told);
         let padding = self.padding.as_ref().filter(|_| self.batching == Some(false));
@@ -80,16 +78,17 @@ impl Asked {
         &self,
         session: &mut dyn Session,
         golden: &[GoldenCase],
+        limit: &RunLimit,
     ) -> Result<Sharing, String> {
         let runs = match self.batching {
             Some(enabled) => told(enabled),
-            None => prove(|| proof::rows_are_independent(session, golden, self.limit))?,
+            None => prove(|| proof::rows_are_independent(session, golden, limit))?,
         };
         let padding = match &self.padding {
             None => None,
             Some(_) if !runs.0 => Some(no_runs()),
             Some(padding) => {
-                Some(prove(|| proof::padding_is_harmless(session, golden, padding, self.limit))?)
+                Some(prove(|| proof::padding_is_harmless(session, golden, padding, limit))?)
             }
         };
         Ok(Sharing { runs: Some(runs), padding })

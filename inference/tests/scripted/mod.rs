@@ -38,6 +38,8 @@ pub(crate) const ONE_ROW: i64 = 14;
 pub(crate) const DEAF: i64 = 15;
 /// Computes, whoever cancels it, until the house is gone or lets go.
 pub(crate) const SPIN: i64 = 16;
+/// Fails as a GPU does that needs another process.
+pub(crate) const STICKY: i64 = 17;
 
 /// A run of a device that is not crowded.
 const DEVICE_RUN: Duration = Duration::from_millis(3);
@@ -277,6 +279,9 @@ impl Session for ScriptedSession {
                 }
                 Err(RunError::Terminated)
             }
+            STICKY => Err(RunError::Runtime(
+                "CUDA failure 700: an illegal memory access was encountered ; GPU=0".to_owned(),
+            )),
             FAIL => Err(RunError::Runtime("scripted failure".to_owned())),
             // As a graph without a row for each does it.
             ONE_ROW => Ok(RunOutput {

@@ -14,7 +14,7 @@ mod unix;
 pub(super) use activity::Reason;
 pub(super) use request::BodyFault;
 pub use request::BodyPace;
-pub use server::Sockets;
+pub use server::{Sockets, Stage};
 
 use super::DataPort;
 use super::metrics::HttpMetrics;
@@ -27,6 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use unix::{OwnFile, remove_stale};
 
@@ -44,12 +45,25 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// A socket that is bound and not yet served. Its file, where it has one, goes with [`Bound::remove_file`] or at the end of
+/// A socket that is bound and not yet served. Its file, where it has one, goes with its [`SocketFile`] or at the end of
 /// [`Bound::serve`].
 #[derive(Debug)]
 pub struct Bound {
     socket: Socket,
     addr: ListenAddr,
+}
+
+/// The file of a socket that was let go of, if it has one that is ours.
+#[derive(Debug)]
+pub struct SocketFile(Option<OwnFile>);
+
+impl SocketFile {
+    /// Removes it, if this process has made it and it is still there.
+    pub fn remove(&self) {
+        if let Some(file) = &self.0 {
+            file.remove();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -141,9 +155,17 @@ impl Bound {
     }
 
     /// Removes the file of a unix socket, if this process has made it and it is still there.
-    pub fn remove_file(&self) {
+    fn remove_file(&self) {
         if let Socket::Unix(_, _, Some(file)) = &self.socket {
             file.remove();
+        }
+    }
+
+    /// Closes the socket here, and leaves its file, which others need who have the socket too.
+    pub fn let_go(self) -> SocketFile {
+        match self.socket {
+            Socket::Unix(_, _, file) => SocketFile(file),
+            Socket::Tcp(_) => SocketFile(None),
         }
     }
 
@@ -161,7 +183,7 @@ impl Bound {
         }
     }
 
-    /// Serves until `stop` turns true, then lets what is inside finish for `drain_timeout` at most. `closed` is called when
+    /// Serves until the last stage, then lets what is inside finish for `drain_timeout` at most. `closed` is called when
     /// no new connection is taken any more.
     /// Gives the number of connections that had to be cut.
     ///
@@ -172,22 +194,45 @@ impl Bound {
         port: DataPort,
         sockets: Sockets,
         metrics: HttpMetrics,
-        mut stop: watch::Receiver<bool>,
+        mut stage: watch::Receiver<Stage>,
         drain_timeout: Duration,
         closed: impl FnOnce(),
     ) -> Result<usize, ListenError> {
         let door = self.door()?;
-        let server = Server::new(port, sockets, metrics, stop.clone());
+        let server = Server::new(port, sockets, metrics, stage.clone(), drain_timeout);
         loop {
             tokio::select! {
                 () = accept(&door, &server) => {}
-                _ = stop.wait_for(|stop| *stop) => break,
+                _ = stage.wait_for(|stage| *stage == Stage::Stopping) => break,
             }
         }
         self.remove_file();
+        self.take_the_rest(&server);
         drop((door, self));
         closed();
         Ok(server.finish(drain_timeout).await)
+    }
+
+    /// Takes those that have connected already: with the socket the kernel would reset them, whatever they have asked.
+    fn take_the_rest(&self, server: &Server) {
+        for _ in 0..BACKLOG {
+            let taken = match &self.socket {
+                Socket::Tcp(listener) => listener.accept().and_then(|(stream, _peer)| {
+                    stream.set_nonblocking(true)?;
+                    take_tcp(server, TcpStream::from_std(stream)?);
+                    Ok(())
+                }),
+                Socket::Unix(listener, ..) => listener.accept().and_then(|(stream, _peer)| {
+                    stream.set_nonblocking(true)?;
+                    server.take(UnixStream::from_std(stream)?);
+                    Ok(())
+                }),
+            };
+            // Mostly that there is none.
+            if taken.is_err() {
+                return;
+            }
+        }
     }
 
     fn door(&self) -> Result<Door, ListenError> {
@@ -207,9 +252,7 @@ impl Bound {
 async fn accept(door: &Door, server: &Server) {
     let accepted = match door {
         Door::Tcp(listener) => listener.accept().await.map(|(stream, _peer)| {
-            // Small answers must not wait for a delayed acknowledgement.
-            let _ = stream.set_nodelay(true);
-            server.take(stream);
+            take_tcp(server, stream);
         }),
         Door::Unix(listener) => listener.accept().await.map(|(stream, _peer)| server.take(stream)),
     };
@@ -217,4 +260,10 @@ async fn accept(door: &Door, server: &Server) {
         tracing::warn!(%error, "connection not accepted");
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
+}
+
+fn take_tcp(server: &Server, stream: TcpStream) {
+    // Small answers must not wait for a delayed acknowledgement.
+    let _ = stream.set_nodelay(true);
+    server.take(stream);
 }

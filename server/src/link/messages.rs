@@ -1,6 +1,6 @@
 //! What supervisor and worker say to each other.
 
-use balm_probes::{Cause, HealthReport};
+use balm_probes::{Cause, HealthReport, Quarantined};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -41,6 +41,9 @@ pub(crate) struct Hello {
     pub(crate) generation: u64,
     /// What the socket is.
     pub(crate) socket: SocketKind,
+    /// Versions that did harm in workers before.
+    #[serde(default)]
+    pub(crate) quarantine: Vec<Quarantined>,
 }
 
 /// What the handed socket is.

@@ -4,7 +4,7 @@ use super::suspects::Suspects;
 use crate::environment;
 use crate::http::{Bound, Listening};
 use crate::link::{HandoverError, Hello, PROTOCOL, SocketKind, hand_over};
-use balm_probes::End;
+use balm_probes::{End, Quarantined};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use std::env;
 use std::fs::File;
@@ -37,13 +37,19 @@ pub(crate) struct Child {
     pub(super) memory: Option<File>,
 }
 
-/// Starts a worker on the data port, which knows what is remembered of those before it. It has the command line, the environment and the outputs of this process.
+/// Starts a worker on the data port, which knows what is remembered of those before it and does not try the versions in
+/// `quarantine`. It has the command line, the environment and the outputs of this process.
 ///
 /// To be called on a thread that lives as long as the process.
 ///
 /// # Errors
 /// When the system does not give a process or a pair of sockets.
-pub(crate) fn spawn(bound: &Bound, generation: u64, suspects: &Suspects) -> io::Result<Child> {
+pub(crate) fn spawn(
+    bound: &Bound,
+    generation: u64,
+    suspects: &Suspects,
+    quarantine: &[Quarantined],
+) -> io::Result<Child> {
     // Without it a server is better than none.
     let memory = suspects.memory();
     let memory = memory
@@ -56,7 +62,8 @@ pub(crate) fn spawn(bound: &Bound, generation: u64, suspects: &Suspects) -> io::
         Listening::Unix(path) => SocketKind::Unix(path),
     };
     // It finds the greeting when it looks for it; nobody waits for anybody.
-    let hello = Hello { protocol: PROTOCOL, generation, socket };
+    let quarantine = quarantine.to_vec();
+    let hello = Hello { protocol: PROTOCOL, generation, socket, quarantine };
     let shared = memory.as_ref().map(AsFd::as_fd);
     hand_over(&stream, hello, bound.as_fd(), shared).map_err(|error| match error {
         HandoverError::Io(error) => error,

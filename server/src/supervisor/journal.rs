@@ -71,13 +71,15 @@ impl Journal {
     }
 }
 
-fn read(path: &Path) -> io::Result<String> {
+/// What lies there, as far as it may be read.
+pub(super) fn read(path: &Path) -> io::Result<String> {
     let mut text = Vec::new();
     File::open(path)?.take(JOURNAL_BYTES_MAX).read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+/// Writes it whole under another name, and renames.
+pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);

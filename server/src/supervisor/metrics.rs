@@ -10,6 +10,32 @@ use std::time::Duration;
 /// From a crash that is healed in the time of a load to one that was given many tries.
 const HEAL_BUCKETS: [f64; 9] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 
+/// What the supervisor does about a worker: rungs L4 to L7 of the ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    /// A version is quarantined, because workers crash with it.
+    Version,
+    /// The worker is replaced.
+    Worker,
+    /// The process ends.
+    Process,
+    /// The server is parked.
+    Park,
+}
+
+impl Deed {
+    const ALL: [Deed; 4] = [Deed::Version, Deed::Worker, Deed::Process, Deed::Park];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Deed::Version => "version",
+            Deed::Worker => "worker",
+            Deed::Process => "process",
+            Deed::Park => "park",
+        }
+    }
+}
+
 /// The families of the supervisor.
 pub(super) struct SupervisorMetrics {
     registry: Registry,
@@ -18,7 +44,10 @@ pub(super) struct SupervisorMetrics {
     restarts: IntCounterVec,
     stays: IntCounter,
     remembered: IntGaugeVec,
+    actions: IntCounterVec,
+    detect: Histogram,
     heal: Histogram,
+    quarantined: IntGauge,
     lost: IntCounter,
     lag: Gauge,
     scrape_failures: IntCounter,
@@ -52,6 +81,24 @@ impl SupervisorMetrics {
                 ),
                 &["state"],
             )?,
+            actions: IntCounterVec::new(
+                Opts::new(
+                    "balm_worker_actions_total",
+                    "What the supervisor did about its worker, by rung (version, worker, process, park) and by reason.",
+                ),
+                &["rung", "reason"],
+            )?,
+            detect: Histogram::with_opts(
+                HistogramOpts::new(
+                    "balm_worker_detect_seconds",
+                    "How long nothing had been heard of a worker, or of its event loop, when it was found to be broken or gone.",
+                )
+                .buckets(HEAL_BUCKETS.to_vec()),
+            )?,
+            quarantined: IntGauge::new(
+                "balm_quarantined_versions",
+                "Versions that no worker tries unless somebody asks for their load.",
+            )?,
             heal: Histogram::with_opts(
                 HistogramOpts::new(
                     "balm_worker_heal_seconds",
@@ -79,6 +126,9 @@ impl SupervisorMetrics {
         };
         for cause in Cause::ALL {
             metrics.restarts.with_label_values(&[cause.as_str()]);
+            for deed in Deed::ALL {
+                metrics.actions.with_label_values(&[deed.as_str(), cause.as_str()]);
+            }
         }
         metrics.register()?;
         Ok(metrics)
@@ -90,6 +140,9 @@ impl SupervisorMetrics {
         self.registry.register(Box::new(self.restarts.clone()))?;
         self.registry.register(Box::new(self.stays.clone()))?;
         self.registry.register(Box::new(self.remembered.clone()))?;
+        self.registry.register(Box::new(self.actions.clone()))?;
+        self.registry.register(Box::new(self.detect.clone()))?;
+        self.registry.register(Box::new(self.quarantined.clone()))?;
         self.registry.register(Box::new(self.heal.clone()))?;
         self.registry.register(Box::new(self.lost.clone()))?;
         self.registry.register(Box::new(self.lag.clone()))?;
@@ -125,6 +178,20 @@ impl SupervisorMetrics {
     /// A worker asked to be replaced in vain.
     pub(super) fn stayed(&self) {
         self.stays.inc();
+    }
+
+    /// Something was done, for this cause.
+    pub(super) fn acted(&self, deed: Deed, cause: Cause) {
+        self.actions.with_label_values(&[deed.as_str(), cause.as_str()]).inc();
+    }
+
+    /// A worker was found to be broken or gone, of which nothing had been heard for so long.
+    pub(super) fn detected(&self, unheard: Duration) {
+        self.detect.observe(unheard.as_secs_f64());
+    }
+
+    pub(super) fn set_quarantined(&self, versions: usize) {
+        self.quarantined.set(i64::try_from(versions).unwrap_or(i64::MAX));
     }
 
     pub(super) fn healed(&self, after: Duration) {

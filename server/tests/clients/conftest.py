@@ -12,6 +12,7 @@ import pytest
 import harness
 import onnx_models
 from harness import Repository, Server
+from kubelet import Kubelet
 from rehearsal import rehearsal, rehearse  # noqa: F401
 
 # Long enough for a loaded machine, short enough for a test that waits for it.
@@ -106,3 +107,22 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield start_one
     codes = {server.models: server.stop() for server in started}
     assert all(code >= 0 for code in codes.values()), f"had to be killed, or crashed: {codes}"
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[[Server], Kubelet]]:
+    """Puts a kubelet beside a server of the test's own: whatever happens to that server, no container would be restarted.
+
+    To be named last, so that the watch ends before the server does. A test that takes the verdict itself judges by it.
+    """
+    kubelets: list[Kubelet] = []
+
+    def watch_one(server: Server) -> Kubelet:
+        kubelets.append(Kubelet(server))
+        return kubelets[-1]
+
+    yield watch_one
+    untold = [kubelet for kubelet in kubelets if not kubelet.told]
+    verdicts = [kubelet.verdict() for kubelet in kubelets]
+    for kubelet, verdict in zip(kubelets, verdicts, strict=True):
+        assert kubelet not in untold or verdict.restarts == 0, f"a kubelet would have restarted it: {verdict.failed}"

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -127,6 +127,7 @@ class Server:
         env: Mapping[str, str] | None = None,
         http_addr: str = "127.0.0.1:0",
         flags: Sequence[str] = (),
+        log: IO[bytes] | int | None = None,
         **popen: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,7 @@ class Server:
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self._stderr,
+            stderr=self._stderr if log is None else log,
             cwd=ROOT,
             env=environment(env),
             **popen,

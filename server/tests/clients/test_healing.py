@@ -12,8 +12,11 @@ import pytest
 
 import onnx_models
 from harness import Repository, Server, restarts
+from kubelet import Kubelet
 from tensors import json_input
 from wire import Wire
+
+WATCH = Callable[[Server], Kubelet]
 
 # Some ten seconds of one node, which looks up from it never.
 HANGS = 100_000
@@ -62,8 +65,9 @@ def incidents(server: Server) -> list[dict[str, Any]]:
     return server.status().get("incidents", [])
 
 
-def test_what_heeds_its_cancel_costs_no_lane(server: Server) -> None:
+def test_what_heeds_its_cancel_costs_no_lane(server: Server, watch: WATCH) -> None:
     """T12."""
+    watch(server)
     headers = {"x-request-timeout-ms": "400"}
     answer = server.infer("loop", json_input("trips", "INT64", np.array([1 << 62])), headers=headers)
     assert answer.status == 504, answer
@@ -76,8 +80,9 @@ def test_what_heeds_its_cancel_costs_no_lane(server: Server) -> None:
     assert incidents(server) == []
 
 
-def test_a_lane_that_heeds_no_cancel_is_replaced(server: Server) -> None:
-    """T13."""
+def test_a_lane_that_heeds_no_cancel_is_replaced(server: Server, watch: WATCH) -> None:
+    """T13, by a model that computes on."""
+    watch(server)
     begun = hang(server)
     (incident,) = server.wait_for(lambda: incidents(server), "the lane is called hung")
     seen = time.monotonic() - begun
@@ -106,9 +111,12 @@ def test_a_lane_that_heeds_no_cancel_is_replaced(server: Server) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--single-process"]], ids=["supervised", "single-process"])
-def test_all_lanes_hang_and_more_than_may_be_replaced(serve: Callable[..., Server], flags: list[str]) -> None:
+def test_all_lanes_hang_and_more_than_may_be_replaced(
+    serve: Callable[..., Server], flags: list[str], watch: WATCH
+) -> None:
     """T14, then T15: two are replaced, the third is the worker's end, or, where there is no supervisor, the kubelet's turn."""
     server = serve(*flags)
+    kubelet = watch(server)
     begun = time.monotonic()
     wires = []
     body = json.dumps({"inputs": [boxes(HANGS)]}).encode()
@@ -140,6 +148,9 @@ def test_all_lanes_hang_and_more_than_may_be_replaced(serve: Callable[..., Serve
     answer = server.probe("/live")
     assert "the worker has to be replaced; lanes hung too often: lane" in answer.text
     assert server.metrics().one("balm_heal_actions_total", rung="worker", reason="lane_budget") == 1
+    # Five times what a kubelet of this test waits from one probe to the next.
+    time.sleep(1)
+    assert kubelet.verdict().restarts == 1, "it takes its turn"
 
 
 def test_a_model_that_mostly_fails_is_closed_off_and_tried_again(server: Server) -> None:

@@ -20,7 +20,9 @@ import pytest
 import harness
 import onnx_models
 from harness import Repository, Server
+from right_answers import Question
 from tensors import json_input
+from traffic import REFUSED, Traffic
 from wire import Wire
 
 START = Callable[..., Server]
@@ -118,6 +120,35 @@ def test_idle_connections_do_not_hold_the_end_up(start: START, models: Path) -> 
         assert answer and answer.status == 200
         server.terminate()
         assert server.wait_ended(10) == 0
+
+
+@pytest.mark.parametrize("drain_delay_ms", [0, 1_000])
+def test_clients_that_keep_their_connections_lose_nothing(start: START, models: Path, drain_delay_ms: int) -> None:
+    """Between two requests a client of HTTP/1 cannot be told: it is told with its last answer, or answered once more."""
+    server = start(models, draining(drain_delay_ms)).wait_started()
+    body = json.dumps({"inputs": [json_input("x", "FP32", X)]}).encode()
+    asked = [Question("plus", body, {}, {"y": X + 1})]
+    with Traffic(server.http, asked, clients=8, pause_s=0.005) as traffic:
+        server.terminate()
+        assert server.wait_ended() == 0
+    assert set(traffic.outcomes()) <= {200, 503, REFUSED}, traffic.outcomes()
+
+
+def test_answers_say_that_they_are_the_last_while_others_learn_of_the_end(start: START, models: Path) -> None:
+    server = start(models, draining(drain_delay_ms=2_000)).wait_started()
+    with Wire(server.http) as wire:
+
+        def last() -> bool:
+            wire.head("GET", "/v2", {})
+            answer = wire.answer()
+            assert answer and answer.headers["Connection"] in (None, "close")
+            return answer.headers["Connection"] == "close"
+
+        assert not last()
+        server.terminate()
+        server.wait_for(last, "the worker has heard of it", 1.5)
+        assert wire.socket.recv(1) == b"", "and it is"
+    assert plus_one(server) == [2.0], "a new connection is served"
 
 
 def test_a_run_that_does_not_end_is_cut_when_the_drain_is_over(start: START, models: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,11 @@ import pytest
 
 import onnx_models
 from harness import Repository, Server, restarts
+from kubelet import Kubelet
 from rehearsal import Rehearsal
 from tensors import json_input
+
+WATCH = Callable[[Server], Kubelet]
 
 # As long as a load that does not hang may need on a busy machine.
 LIMIT_MS = 4_000
@@ -40,57 +42,35 @@ def config() -> dict[str, dict[str, Any]]:
     return {"repository": {"load_timeout_ms": LIMIT_MS}, "defaults": {"lanes": 1}}
 
 
-class Watch:
-    """Asks the probes all the while, as a kubelet does."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.live: set[int] = set()
-
-    def _run(self) -> None:
-        while not self._over.wait(0.1):
-            self.live.add(self._server.probe("/live").status)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-
 def test_a_load_that_hangs_is_given_up_and_the_others_serve(
-    models: Path, config: dict[str, Any], rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    models: Path, config: dict[str, Any], rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """T30."""
     hang = rehearsal.fault("hang_load", "hangs", times=2)
     server = rehearse(models, config)
-    with Watch(server) as watch:
-        server.wait_for(lambda: server.infer("other", one()).status == 200, "the other serves", PATIENCE_S)
-        assert hang.happened >= 1
-        assert server.probe("/startup").status == 503, "it is not over"
-        server.wait_for(lambda: server.version("hangs")["state"] == "failed", "it is given up", PATIENCE_S)
-        server.wait_settled()
-        assert hang.happened == 2, "it was tried once more"
-        assert server.probe("/startup").status == 200, "nothing is on its way any more"
-        ready = server.probe("/ready")
-        assert ready.status == 503
-        (reason,) = ready.json["reasons"]
-        assert f"its load takes longer than {LIMIT_MS} ms and does not end when it is told to" in reason
-        refused = server.infer("hangs", one())
-        assert (refused.status, refused.json["code"]) == (503, "model_not_ready"), refused
-        assert server.infer("other", one()).status == 200
-        metrics = server.metrics()
-        assert metrics.one("balm_loads_abandoned") == 2
-        assert metrics.one("balm_heal_actions_total", rung="cancel", reason="load_overdue") == 2
-        # Loads that hang are bounded.
-        again = server.load("hangs")
-        assert again.status == 400 and "only another process helps" in again.text, again
-    assert watch.live == {200}
+    kubelet = watch(server)
+    server.wait_for(lambda: server.infer("other", one()).status == 200, "the other serves", PATIENCE_S)
+    assert hang.happened >= 1
+    assert server.probe("/startup").status == 503, "it is not over"
+    server.wait_for(lambda: server.version("hangs")["state"] == "failed", "it is given up", PATIENCE_S)
+    server.wait_settled()
+    assert hang.happened == 2, "it was tried once more"
+    assert server.probe("/startup").status == 200, "nothing is on its way any more"
+    ready = server.probe("/ready")
+    assert ready.status == 503
+    (reason,) = ready.json["reasons"]
+    assert f"its load takes longer than {LIMIT_MS} ms and does not end when it is told to" in reason
+    refused = server.infer("hangs", one())
+    assert (refused.status, refused.json["code"]) == (503, "model_not_ready"), refused
+    assert server.infer("other", one()).status == 200
+    metrics = server.metrics()
+    assert metrics.one("balm_loads_abandoned") == 2
+    assert metrics.one("balm_heal_actions_total", rung="cancel", reason="load_overdue") == 2
+    # Loads that hang are bounded.
+    again = server.load("hangs")
+    assert again.status == 400 and "only another process helps" in again.text, again
     assert restarts(server) == {}
+    assert kubelet.verdict().restarts == 0, "nobody restarts it for that"
     # Threads that hang hold up no end.
     assert server.stop() == 0
 
@@ -108,16 +88,15 @@ def test_a_load_that_hangs_once_serves_after_all(
 
 
 def test_a_slow_load_is_waited_for(
-    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """T30: what is slow is not hung, and no probe says so."""
     rehearsal.fault("slow_load", "hangs", ms=6_000)
     server = rehearse(models)
-    with Watch(server) as watch:
-        server.wait_for(lambda: server.infer("other", one()).status == 200, "the other serves")
-        assert server.probe("/startup").status == 503
-        server.wait_for(lambda: server.probe("/ready").status == 200, "it is loaded", PATIENCE_S)
-    assert watch.live == {200}
+    watch(server)
+    server.wait_for(lambda: server.infer("other", one()).status == 200, "the other serves")
+    assert server.probe("/startup").status == 503
+    server.wait_for(lambda: server.probe("/ready").status == 200, "it is loaded", PATIENCE_S)
     assert restarts(server) == {}
     assert server.status().get("incidents", []) == []
 

@@ -13,7 +13,10 @@ import pytest
 import harness
 import onnx_models
 from harness import Repository, Server, restarts
+from kubelet import Kubelet
 from rehearsal import Rehearsal
+
+WATCH = Callable[[Server], Kubelet]
 
 MB = 1 << 20
 LIMIT = 600 * MB
@@ -33,8 +36,11 @@ def models(repository: Repository) -> Path:
 
 
 def limited(bytes_: int) -> dict[str, Any]:
-    """Settings with a limit of memory for the worker."""
-    return {"admission": {"memory_limit_bytes": bytes_}}
+    """Settings with a limit of memory for the worker. Nothing ends by being late on a machine that is busy."""
+    return {
+        "admission": {"memory_limit_bytes": bytes_},
+        "defaults": {"deadline_ms": 20_000, "max_deadline_ms": 20_000},
+    }
 
 
 def ask(server: Server) -> int:
@@ -71,10 +77,11 @@ def paced(server: Server, until: Callable[[int], bool]) -> tuple[list[int], floa
 
 
 def test_a_leak_has_the_worker_replaced_and_nobody_is_refused(
-    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """The outcome of T20; how early it is seen is measured by the test below, on a machine that is not busy."""
     server = rehearse(models, limited(LIMIT)).wait_settled()
+    watch(server)
     leak = rehearsal.fault("leak", "same", times=1000, bytes=LEAK)
     first = server.worker_pid()
     statuses, _ = paced(server, lambda asked: asked >= 1000 or asked % 5 == 0 and restarts(server) != {})
@@ -90,10 +97,11 @@ def test_a_leak_has_the_worker_replaced_and_nobody_is_refused(
 
 
 def test_memory_that_rises_and_stays_replaces_nobody(
-    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """A step to nearly four fifths of the limit, as an arena makes it for a larger shape, and then rest."""
     server = rehearse(models, limited(LIMIT)).wait_settled()
+    watch(server)
     step = rehearsal.fault("leak", "same", bytes=LIMIT * 77 // 100 - resident(server.worker_pid()))
     first = server.worker_pid()
     statuses, most = paced(server, lambda asked: asked >= 60)
@@ -123,12 +131,13 @@ def test_without_a_supervisor_live_fails_before_the_kernel_kills(
 
 @pytest.mark.faults
 def test_a_leak_is_seen_before_nine_tenths_of_the_limit(
-    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server]
+    models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
-    """T20: 5 MB a request for a minute and a half."""
+    """T20: 5 MB a request, nearly twice the limit in all; that takes no more workers than may be replaced in five minutes."""
     server = rehearse(models, limited(LIMIT)).wait_settled()
+    watch(server)
     rehearsal.fault("leak", "same", times=1000, bytes=LEAK)
-    statuses, most = paced(server, lambda asked: asked >= 450)
+    statuses, most = paced(server, lambda asked: asked >= 220)
     found = restarts(server)
     print(f"\n{len(statuses)} requests, {statuses.count(200)} answered, at most {most:.0%} of the limit, replaced {found}")
     assert set(found) == {"memory"} and found["memory"] >= 2, found

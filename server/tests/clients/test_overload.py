@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import statistics
 import subprocess
 import threading
@@ -24,6 +23,8 @@ import pytest
 
 import onnx_models
 from harness import ROOT, Repository, Server, golden_case
+from kubelet import Kubelet, tool
+from processes import throttled
 from tensors import json_input
 
 pytestmark = pytest.mark.overload
@@ -36,13 +37,7 @@ DEADLINE_MS = 1000
 PROVES_NOTHING = 3
 
 Figures = dict[str, float]
-
-
-def tool() -> Path:
-    """The load generator beside the server under test."""
-    found = Path(os.environ["BALM_BIN"]).with_name("balm-loadtest")
-    assert found.is_file(), f"{found} is missing; `make test-overload` builds it"
-    return found
+WATCH = Callable[[Server], Kubelet]
 
 
 @pytest.fixture(scope="module")
@@ -146,24 +141,6 @@ def test_those_who_leave_are_not_computed_for(play: Callable[..., Figures]) -> N
 # ===== with a server and a watch of the test's own =====
 
 
-class Kubelet:
-    """The simulated kubelet, as a process of its own."""
-
-    def __init__(self, server: Server, seconds: int = 120) -> None:
-        command = [
-            str(tool()), "watch", "--management", f"http://{server.management}", "--seconds", str(seconds),
-            "--live", "/live", "--ready", "/ready", "--period-ms", "200",
-        ]  # fmt: skip
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def verdict(self) -> dict[str, Any]:
-        """Ends the watch. What it saw."""
-        self.process.send_signal(signal.SIGTERM)
-        out, err = self.process.communicate(timeout=20)
-        assert self.process.returncode == 0, err
-        return json.loads(out)
-
-
 @pytest.fixture
 def server(models: Repository, tmp_path: Path) -> Iterator[Server]:
     """One lane, so that what happens in it shows."""
@@ -241,9 +218,9 @@ def load(server: Server, model: str, seconds: float, clients: int, trips: int) -
     return statuses
 
 
-def test_admission_follows_when_runs_become_five_times_slower(server: Server) -> None:
+def test_admission_follows_when_runs_become_five_times_slower(server: Server, watch: WATCH) -> None:
     """T11: bodies of the same length suddenly cost five times as much. What is let in is served in time all the same."""
-    kubelet = Kubelet(server)
+    kubelet = watch(server)
     short, long = 5_000, 25_000
     fast = load(server, "short", 3, 4, short)
     load(server, "short", 2, 4, long)
@@ -254,38 +231,17 @@ def test_admission_follows_when_runs_become_five_times_slower(server: Server) ->
     assert after.count(504) <= 0.05 * served, "what cannot be served in time is turned away before"
     assert server.version("short")["state"] == "ready" and server.version("short")["lanes"]["healthy"] == 1
     verdict = kubelet.verdict()
-    assert (verdict["restarts"], verdict["ready_false"]) == (0, 0)
+    assert (verdict.restarts, verdict.ready_false) == (0, 0)
 
 
-def test_a_tenth_of_the_processor_is_no_hang(server: Server) -> None:
-    """T19: stopped nine tenths of the time, as a CPU quota does it. Slow, and nothing more."""
-    kubelet = Kubelet(server)
-    stop = threading.Event()
-    processes = (server.process.pid, server.worker_pid())
-
-    def send(number: int) -> None:
-        for process in processes:
-            os.kill(process, number)
-
-    def throttle() -> None:
-        while not stop.is_set():
-            send(signal.SIGSTOP)
-            time.sleep(0.09)
-            send(signal.SIGCONT)
-            time.sleep(0.01)
-
-    throttler = threading.Thread(target=throttle)
-    throttler.start()
-    try:
-        statuses = load(server, "short", 10, 8, 5_000)
-    finally:
-        stop.set()
-        throttler.join()
-        send(signal.SIGCONT)
+def test_a_tenth_of_the_processor_is_no_hang(server: Server, watch: WATCH) -> None:
+    """T19: by a CPU quota where there is one to be had, else stopped nine tenths of the time. Slow, and nothing more."""
+    watch(server)
+    with throttled((server.process.pid, server.worker_pid()), 0.1) as how:
+        print(f"throttled by {how}")
+        statuses = load(server, "short", 60 * SCALE, 8, 5_000)
     assert set(statuses) <= {200, 429, 503, 504}
     assert statuses.count(200) > 0
-    verdict = kubelet.verdict()
-    assert verdict["restarts"] == 0
     assert server.version("short")["lanes"] == {"wanted": 1, "healthy": 1}
     metrics = server.metrics()
     assert metrics.sum("balm_lane_restarts_total") == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,14 @@ import pytest
 
 import harness
 import onnx_models
-from harness import Repository, Server
+from harness import Repository, Server, restarts
+from kubelet import Kubelet
+from rehearsal import Rehearsal
 from tensors import json_input
 
 X = np.array([1.0], np.float32)
 START = Callable[..., Server]
+WATCH = Callable[[Server], Kubelet]
 # The library that `make ort` brings computes on the CPU alone; no test needs a GPU for these.
 ABSENT = "rocm"
 
@@ -86,3 +91,29 @@ def test_cuda_on_the_cpu_library_says_what_is_missing(start: START, repository: 
     version = start(repository.path, {"repository": {"readiness": "any"}}).wait_settled().version("fast")
     assert version["state"] == "failed"
     assert "cuda" in version["reason"] and "not enabled in this build" in version["reason"], version
+
+
+def test_a_gpu_that_only_another_process_heals_gets_one(
+    repository: Repository, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
+) -> None:
+    """T23: what ONNX Runtime says of a lost CUDA context, on command: there is no GPU here."""
+    repository.add("same", onnx_models.identity("FP32", ["rows"]), settings="lanes = 2\n")
+    x = json_input("x", "FP32", np.ones(2, np.float32))
+    server = rehearse(repository.path).wait_settled()
+    watch(server)
+    before = server.worker_pid()
+    sticky = rehearsal.fault("sticky", "same")
+    # The worker is killed a tick later: its answer may be lost with it, as what is in flight on a dead worker is.
+    with contextlib.suppress(OSError, HTTPException):
+        refused = server.infer("same", x)
+        assert (refused.status, refused.json["code"]) == (503, "model_not_ready"), refused
+    server.wait_for(lambda: restarts(server) == {"gpu": 1}, "the worker is replaced")
+    server.wait_for(lambda: server.probe("/ready").status == 200, "the next one serves")
+    assert server.worker_pid() != before
+    assert server.infer("same", x).outputs()["y"].tolist() == [1.0, 1.0]
+    assert sticky.happened == 1, "not tried again in that process"
+    end = server.status()["supervisor"]["last_end"]
+    assert end["reason"] == "gpu" and "the execution provider failed for good" in end["how"], end
+    # Nobody was sent to it any more before it was killed.
+    log = server.stderr
+    assert log.index("its execution provider is lost to this process") < log.index("killing the worker"), log

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import tritonclient.http as triton
 
 from harness import SHIPPED_MODELS, Server
+from right_answers import RANGES, Tensors, check, expected
 from tensors import DTYPES, json_input
 
-TOLERANCE = 1e-5
-
-# Inputs in the range of the data that each was trained on.
-RANGES = {"iris": (4, 0.0, 8.0), "breast_cancer": (30, 0.0, 100.0), "digits": (64, 0.0, 16.0)}
 CLASSES = {"iris": 3, "breast_cancer": 2, "digits": 10}
-
-Tensors = dict[str, np.ndarray]
-
-
-@cache
-def reference(name: str) -> onnxruntime.InferenceSession:
-    """The same file in the same runtime, without Balm."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    file = SHIPPED_MODELS / name / "1" / "model.onnx"
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-
-def expected(name: str, inputs: Tensors) -> Tensors:
-    """What `onnxruntime` answers."""
-    session = reference(name)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def golden(name: str) -> list[dict[str, Any]]:
@@ -47,17 +24,6 @@ def golden(name: str) -> list[dict[str, Any]]:
 def array(tensor: dict[str, Any]) -> np.ndarray:
     """A tensor as it stands in golden.json."""
     return np.array(tensor["data"], DTYPES[tensor["datatype"]]).reshape(tensor["shape"])
-
-
-def check(found: Tensors, right: Tensors) -> None:
-    """Numbers within the tolerance, everything else equal."""
-    assert list(found) == list(right)
-    for name, tensor in right.items():
-        assert found[name].shape == tensor.shape and found[name].dtype == tensor.dtype
-        if tensor.dtype == np.float32:
-            np.testing.assert_allclose(found[name], tensor, rtol=0, atol=TOLERANCE, err_msg=name)
-        else:
-            np.testing.assert_array_equal(found[name], tensor, err_msg=name)
 
 
 def by_triton(server: Server, name: str, features: np.ndarray) -> Tensors:

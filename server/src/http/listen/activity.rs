@@ -95,8 +95,11 @@ pub(in crate::http) struct Activity {
     open: AtomicU32,
     /// Those of them whose answer has begun.
     answering: AtomicU32,
-    /// No request has come on it yet.
-    fresh: AtomicBool,
+    /// A request may be on its way, and the end of the connection would come in between: the first one, until it is there,
+    /// and one more when the server stops.
+    expected: AtomicBool,
+    /// The server is about to stop: its answers say that they are the last.
+    leaving: AtomicBool,
     /// When the last request ended.
     idle_since: AtomicU64,
     /// When the head that is coming began.
@@ -126,7 +129,8 @@ impl Activity {
             http2: AtomicBool::new(false),
             open: AtomicU32::new(0),
             answering: AtomicU32::new(0),
-            fresh: AtomicBool::new(true),
+            expected: AtomicBool::new(true),
+            leaving: AtomicBool::new(false),
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(NEVER),
             moved: AtomicU64::new(0),
@@ -198,7 +202,7 @@ impl Activity {
         if version == Version::HTTP_2 {
             self.http2.store(true, Ordering::Relaxed);
         }
-        self.fresh.store(false, Ordering::Relaxed);
+        self.expected.store(false, Ordering::Relaxed);
         self.unread.store(false, Ordering::Relaxed);
         self.head_since.store(NEVER, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::AcqRel);
@@ -218,6 +222,20 @@ impl Activity {
         self.fault.store(reason as u8 + 1, Ordering::Relaxed);
     }
 
+    // ===== told by the server =====
+
+    /// The server is about to stop.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// The server stops. Over HTTP/1 a client cannot be told between two requests, and the next one may be on its way.
+    pub(super) fn expect_last_request(&self) {
+        if !self.is_busy() && !self.http2.load(Ordering::Relaxed) {
+            self.expected.store(true, Ordering::Relaxed);
+        }
+    }
+
     // ===== asked =====
 
     /// Whether requests are under way.
@@ -225,9 +243,14 @@ impl Activity {
         self.open.load(Ordering::Acquire) > 0
     }
 
-    /// Whether it was opened and its first request has not come yet, which may be on its way.
-    pub(super) fn is_fresh(&self) -> bool {
-        self.fresh.load(Ordering::Relaxed)
+    /// Whether a request may be on its way, of a client that had no chance to see that the server stops.
+    pub(super) fn expects_request(&self) -> bool {
+        self.expected.load(Ordering::Relaxed)
+    }
+
+    /// Whether answers are to say that they are the last on their connection. HTTP/2 says so in a frame of its own.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) && !self.http2.load(Ordering::Relaxed)
     }
 
     /// Whether the server may close without taking a word out of anybody's mouth.
@@ -317,6 +340,11 @@ pub(super) struct Open {
 }
 
 impl Open {
+    /// Whether its answer is to say that it is the last on its connection.
+    pub(super) fn is_last(&self) -> bool {
+        self.activity.is_leaving()
+    }
+
     /// The answer has begun, or got further.
     pub(super) fn moved(&mut self) {
         let activity = &self.activity;
@@ -411,6 +439,23 @@ mod tests {
         later(9).await;
         activity.received(b"a ping, say");
         assert_eq!(due(&activity), Some((75_000, Some(Reason::Idle))));
+    }
+
+    #[test]
+    fn one_more_request_is_expected_when_the_server_stops_unless_http2_or_a_request_can_tell() {
+        let activity = Activity::new();
+        assert!(activity.expects_request(), "the first one");
+        let request = activity.open(Version::HTTP_11);
+        activity.expect_last_request();
+        assert!(!activity.expects_request(), "the answer of this one tells");
+        drop(request);
+        activity.expect_last_request();
+        assert!(activity.expects_request());
+        activity.leave();
+        assert!(activity.is_leaving());
+        drop(activity.open(Version::HTTP_2));
+        activity.expect_last_request();
+        assert!(!activity.expects_request() && !activity.is_leaving(), "a frame tells");
     }
 
     #[tokio::test(start_paused = true)]

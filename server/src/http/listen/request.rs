@@ -4,7 +4,8 @@ use super::activity::{Activity, Open, Reason};
 use crate::http::DataPort;
 use crate::http::client::Peer;
 use axum::body::{Body, HttpBody};
-use axum::http::{Request, Response, Version};
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request, Response, Version};
 use bytes::Bytes;
 use hyper::body::{Frame, Incoming, SizeHint};
 use std::convert::Infallible;
@@ -68,7 +69,10 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
             request.map(|body| Body::new(RequestBody::new(body, &self.activity, self.pace)));
         let answer = self.port.answer(request, self.peer);
         Box::pin(async move {
-            let answer = answer.await;
+            let mut answer = answer.await;
+            if open.is_last() {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             open.moved();
             Ok(answer.map(|body| Answer { body, rest: Bytes::new(), piece, open }))
         })

@@ -45,9 +45,9 @@ const ROOM_WAIT: Duration = Duration::from_millis(250);
 const GOODBYE_WAIT: Duration = Duration::from_secs(1);
 /// and how long where another connection waits for the place.
 const EVICTION_WAIT: Duration = Duration::from_millis(100);
-/// How long a server that stops waits for the first request of a connection that it has taken. Its client had no chance to
-/// see that the server stops, and what it sends may be on its way.
-const FIRST_REQUEST_WAIT: Duration = Duration::from_millis(250);
+/// How long a server that stops waits for one more request of a connection that has none, if the drain is as long as that.
+/// Its client had no chance to see that the server stops, and what it sends may be on its way.
+const LAST_REQUEST_WAIT: Duration = Duration::from_millis(250);
 /// How long a connection beyond the bound may take to be told so.
 const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 
@@ -62,6 +62,18 @@ fn full() -> Vec<u8> {
         FULL_BODY.len()
     )
     .into_bytes()
+}
+
+/// How far the data port is on its way to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Serving.
+    #[default]
+    Open,
+    /// Still serving, but whoever is answered is told to ask on another connection next time, and so maybe another server.
+    Leaving,
+    /// No new connections; what is under way is finished.
+    Stopping,
 }
 
 /// Bounds of the sockets.
@@ -92,7 +104,8 @@ struct Shared {
     limits: Limits,
     pace: BodyPace,
     full: Vec<u8>,
-    stop: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
+    last_request_wait: Duration,
 }
 
 /// The connections of the data port.
@@ -107,7 +120,8 @@ impl Server {
         port: DataPort,
         sockets: Sockets,
         metrics: HttpMetrics,
-        stop: watch::Receiver<bool>,
+        stage: watch::Receiver<Stage>,
+        drain_timeout: Duration,
     ) -> Self {
         let shared = Shared {
             port,
@@ -123,7 +137,8 @@ impl Server {
             },
             pace: sockets.pace,
             full: full(),
-            stop,
+            stage,
+            last_request_wait: LAST_REQUEST_WAIT.min(drain_timeout / 2),
         };
         Server { shared: Arc::new(shared), alive: watch::channel(()).0 }
     }
@@ -232,7 +247,7 @@ impl Shared {
 
     /// Until the connection ends. The reason, where the server ended it for what did not happen on it.
     async fn converse<S: Stream>(&self, stream: S, activity: &Arc<Activity>) -> Option<Reason> {
-        let peer = stream.peer().map(Peer);
+        let peer = stream.peer().map(Peer::at);
         let socket = Socket::new(stream, Arc::clone(activity), Arc::clone(&self.closers));
         let service = Requests {
             port: self.port.clone(),
@@ -243,9 +258,11 @@ impl Shared {
         let mut patience =
             Patience::new(Arc::clone(activity), self.limits, Arc::clone(&self.spares));
         let mut connection = pin!(self.builder.serve_connection(TokioIo::new(socket), service));
-        let mut stop = self.stop.clone();
-        let mut stopping = false;
-        let mut first_request: Option<Pin<Box<Sleep>>> = None;
+        // One future until there is something to tell: a new one for each turn would be put on the list of those who wait, and
+        // taken off it.
+        let mut told = pin!(further(self.stage.clone(), Stage::Open));
+        let mut stage = Stage::Open;
+        let mut last_request: Option<Pin<Box<Sleep>>> = None;
         loop {
             tokio::select! {
                 // The connection first, so that the other two see what it did.
@@ -265,14 +282,19 @@ impl Shared {
                     }
                     return reason;
                 }
-                () = told(&mut stop), if !stopping => {
-                    stopping = true;
-                    first_request = Some(Box::pin(sleep(FIRST_REQUEST_WAIT)));
+                (stages, next) = &mut told, if stage < Stage::Stopping => {
+                    stage = next;
+                    told.set(further(stages, stage));
+                    activity.leave();
+                    if stage == Stage::Stopping {
+                        activity.expect_last_request();
+                        last_request = Some(Box::pin(sleep(self.last_request_wait)));
+                    }
                 }
-                () = poll_fn(|context| come_or_over(activity, &mut first_request, context)),
-                    if first_request.is_some() =>
+                () = poll_fn(|context| come_or_over(activity, &mut last_request, context)),
+                    if last_request.is_some() =>
                 {
-                    first_request = None;
+                    last_request = None;
                     if activity.is_quiet() {
                         activity.hush();
                     }
@@ -283,21 +305,25 @@ impl Shared {
     }
 }
 
-/// Ready when the first request has come, or the time for it is over.
+/// Ready when the request has come that may be on its way, or the time for it is over.
 fn come_or_over(
     activity: &Activity,
     time: &mut Option<Pin<Box<Sleep>>>,
     context: &mut Context<'_>,
 ) -> Poll<()> {
     match time {
-        Some(time) if activity.is_fresh() => time.as_mut().poll(context),
+        Some(time) if activity.expects_request() => time.as_mut().poll(context),
         _ => Poll::Ready(()),
     }
 }
 
-/// Waits until the server is told to stop. The sender lives as long as the server.
-async fn told(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+/// Waits until the server is further than `stage`. The sender lives as long as the server.
+async fn further(
+    mut stages: watch::Receiver<Stage>,
+    stage: Stage,
+) -> (watch::Receiver<Stage>, Stage) {
+    let next = stages.wait_for(|next| *next > stage).await.map_or(Stage::Stopping, |next| *next);
+    (stages, next)
 }
 
 /// Whether HTTP/2 ended the connection because the client's frames cost too much.
