@@ -143,7 +143,7 @@ pub async fn offer(
             .enumerate()
             .filter(|(_, rate)| *rate > 0.0)
             .map(|(question, rate)| {
-                (question, Pattern { shape: Shape::Constant(rate), random: true })
+                (question, Pattern { shape: Shape::Constant(rate), random: false })
             })
             .collect(),
         sampled: false,
