@@ -9,7 +9,7 @@ mod padding;
 pub(crate) use cost::{CostTable, Shape};
 pub(crate) use padding::Padding;
 
-use crate::tensor::{Tensor, TensorData};
+use crate::tensor::{Dimensions, Tensor, TensorData};
 use bytes::{Bytes, BytesMut};
 
 /// Rows of a request: the first dimension that all of its inputs have. `None` when they have no common one, or it is zero:
@@ -37,7 +37,7 @@ pub(crate) fn concatenate(requests: &[&[Tensor]]) -> Vec<Tensor> {
         .filter_map(|input| {
             let parts = || requests.iter().map(move |request| &request[input]);
             let head = &first[input];
-            let mut shape = head.shape().to_vec();
+            let mut shape = Dimensions::from_slice(head.shape());
             *shape.first_mut()? = parts().filter_map(|part| part.shape().first()).sum();
             let joined = match head.data() {
                 TensorData::Raw(_) => {
@@ -92,7 +92,7 @@ pub(crate) fn split(outputs: &[Tensor], rows: &[usize]) -> Result<Vec<Vec<Tensor
 /// `count` rows of a tensor from row `start` on.
 pub(crate) fn slice(tensor: &Tensor, start: usize, count: usize) -> Result<Tensor, String> {
     let rows = tensor.shape().first().copied().unwrap_or(0).max(1);
-    let mut shape = tensor.shape().to_vec();
+    let mut shape = Dimensions::from_slice(tensor.shape());
     if let Some(first) = shape.first_mut() {
         *first = count;
     }

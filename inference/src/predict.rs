@@ -24,6 +24,9 @@ pub struct Prediction {
     pub outputs: Vec<Tensor>,
     /// Time of the parts.
     pub timing: Timing,
+    /// What it was computed from, on its way back: memory is given back fastest by the thread that has asked for it, and that
+    /// is the one that waits for the answer. Empty from there on.
+    pub(crate) inputs: Vec<Tensor>,
 }
 
 /// Whose matter an error is.
@@ -163,7 +166,7 @@ impl Deadline {
 /// What lies in the queue.
 pub(crate) struct Job {
     pub(crate) inputs: Vec<Tensor>,
-    pub(crate) outputs: Vec<usize>,
+    pub(crate) outputs: Arc<[usize]>,
     /// Rows that it adds to a run; 1 where there are no rows to speak of.
     pub(crate) rows: usize,
     /// Whether it may share a run.
@@ -261,7 +264,11 @@ impl Pending {
                 biased;
                 // Closed where the lane's thread ended without an answer.
                 answer = &mut self.answer => {
-                    return answer.unwrap_or(Err(PredictError::LaneLost));
+                    let mut answer = answer.unwrap_or(Err(PredictError::LaneLost));
+                    if let Ok(prediction) = &mut answer {
+                        prediction.inputs = Vec::new();
+                    }
+                    return answer;
                 }
                 () = &mut timer => {
                     if Instant::now() >= self.deadline.at {

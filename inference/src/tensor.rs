@@ -2,6 +2,10 @@
 
 use crate::datatype::Datatype;
 use bytes::Bytes;
+use smallvec::SmallVec;
+
+/// Dimensions of a tensor; up to four of them take no memory of their own.
+pub type Dimensions = SmallVec<[usize; 4]>;
 
 /// A dense tensor, row-major.
 ///
@@ -10,7 +14,7 @@ use bytes::Bytes;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     datatype: Datatype,
-    shape: Vec<usize>,
+    shape: Dimensions,
     data: TensorData,
 }
 
@@ -77,13 +81,19 @@ impl Tensor {
     ///
     /// # Panics
     /// When `datatype` is `BYTES`, which has no fixed element size: use [`Tensor::strings`].
-    pub fn raw(datatype: Datatype, shape: Vec<usize>, data: Bytes) -> Result<Self, TensorError> {
+    pub fn raw(
+        datatype: Datatype,
+        shape: impl Into<Dimensions>,
+        data: Bytes,
+    ) -> Result<Self, TensorError> {
+        let shape = shape.into();
         let size = datatype.element_size().expect("BYTES tensors are made by Tensor::strings");
         let expected = element_count(&shape).and_then(|count| count.checked_mul(size));
         match expected {
-            None => Err(TensorError::Overflow { shape }),
+            None => Err(TensorError::Overflow { shape: shape.into_vec() }),
             Some(expected) if expected != data.len() => {
-                Err(TensorError::ByteSize { datatype, shape, expected, found: data.len() })
+                let (shape, found) = (shape.into_vec(), data.len());
+                Err(TensorError::ByteSize { datatype, shape, expected, found })
             }
             Some(_) => Ok(Tensor { datatype, shape, data: TensorData::Raw(data) }),
         }
@@ -93,11 +103,16 @@ impl Tensor {
     ///
     /// # Errors
     /// [`TensorError`] when the number of elements is not what the shape asks for.
-    pub fn strings(shape: Vec<usize>, elements: Vec<Bytes>) -> Result<Self, TensorError> {
+    pub fn strings(
+        shape: impl Into<Dimensions>,
+        elements: Vec<Bytes>,
+    ) -> Result<Self, TensorError> {
+        let shape = shape.into();
         match element_count(&shape) {
-            None => Err(TensorError::Overflow { shape }),
+            None => Err(TensorError::Overflow { shape: shape.into_vec() }),
             Some(expected) if expected != elements.len() => {
-                Err(TensorError::ElementCount { shape, expected, found: elements.len() })
+                let (shape, found) = (shape.into_vec(), elements.len());
+                Err(TensorError::ElementCount { shape, expected, found })
             }
             Some(_) => {
                 Ok(Tensor { datatype: Datatype::Bytes, shape, data: TensorData::Strings(elements) })

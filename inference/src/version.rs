@@ -17,9 +17,10 @@ use arc_swap::ArcSwapOption;
 use balm_probes::{LaneCounts, ModelState, VersionReport};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
@@ -172,6 +173,8 @@ pub struct Serving {
     pub example: Option<Vec<NamedTensor>>,
     /// The settings in force: model.toml over the server's defaults.
     pub settings: EffectiveSettings,
+    /// What the side of the protocol keeps with it: see [`Serving::beside`].
+    pub(crate) beside: OnceLock<Box<dyn Any + Send + Sync>>,
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) canary: Mutex<CanaryWatch>,
 }
@@ -207,6 +210,12 @@ impl Serving {
         self.contract.accept(inputs, rows)
     }
 
+    /// What whoever speaks to clients keeps with this version for as long as it serves. Made when it is first asked for; one
+    /// kind of thing only, and `None` for any other.
+    pub fn beside<T: Default + Send + Sync + 'static>(&self) -> Option<&T> {
+        self.beside.get_or_init(|| Box::<T>::default()).downcast_ref()
+    }
+
     /// The deadline of a request whose head came at `arrived` and which asked for `requested`.
     ///
     /// What a client asks for counts from the head of its request and covers the upload; the model's default counts from
@@ -234,7 +243,7 @@ impl Serving {
     pub fn submit(
         &self,
         inputs: Vec<Tensor>,
-        outputs: Vec<usize>,
+        outputs: impl Into<Arc<[usize]>>,
         deadline: Deadline,
         class: Option<Class>,
         mut permit: Permit,
@@ -256,7 +265,7 @@ impl Serving {
         let padding = self.lanes.padding.as_ref().filter(|padding| padding.takes(&inputs)).cloned();
         let job = Job {
             inputs,
-            outputs,
+            outputs: outputs.into(),
             rows,
             joins: common.is_some(),
             innocent: false,

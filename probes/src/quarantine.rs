@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 pub const CRASHES_MAX: u32 = 3;
 /// For so long after it took over a version is on trial, milliseconds.
 pub const TRIAL_MS: u64 = 600_000;
-/// Versions that are remembered at most; the oldest go first.
-pub const QUARANTINED_MAX: usize = 64;
+/// Versions that are remembered at most; the oldest go first. They are in the greeting of each worker.
+pub const QUARANTINED_MAX: usize = 32;
+/// Characters of a reason that are remembered.
+pub const REASON_CHARS_MAX: usize = 256;
 /// Versions that are watched at most; the oldest go first.
 pub const WATCHED_MAX: usize = 1_024;
 
@@ -68,6 +70,9 @@ impl Quarantine {
     pub fn new(mut quarantined: Vec<Quarantined>) -> Self {
         let surplus = quarantined.len().saturating_sub(QUARANTINED_MAX);
         quarantined.drain(..surplus);
+        for one in &mut quarantined {
+            one.reason = clipped(&one.reason);
+        }
         Quarantine { quarantined, watched: Vec::new() }
     }
 
@@ -137,7 +142,7 @@ impl Quarantine {
         if self.quarantined.iter().any(|one| one.is(model, digest)) {
             return false;
         }
-        let (model, digest) = (model.to_owned(), digest.to_owned());
+        let (model, digest, reason) = (model.to_owned(), digest.to_owned(), clipped(&reason));
         self.quarantined.push(Quarantined { model, version, digest, reason, at_ms });
         let surplus = self.quarantined.len().saturating_sub(QUARANTINED_MAX);
         self.quarantined.drain(..surplus);
@@ -188,6 +193,10 @@ fn identified(report: &HealthReport) -> impl Iterator<Item = (&str, &VersionRepo
             .iter()
             .filter_map(|version| Some((model.name.as_str(), version, version.digest.as_deref()?)))
     })
+}
+
+fn clipped(reason: &str) -> String {
+    reason.chars().take(REASON_CHARS_MAX).collect()
 }
 
 /// Whether an end for this cause is one that a model may have brought about.

@@ -10,8 +10,9 @@
 //! minutes, and because a leak that begins after a long rest would hide in it, one through two minutes and one through thirty
 //! seconds. Memory also rises for good reasons, so a line is believed only where it explains nearly all of what was sampled (a
 //! step, which is what a load makes, never reaches three quarters), where the last three seconds go on rising, and where half of
-//! the limit is in use: what grows so slowly that five minutes do not take it from one half to 85 % passes that mark long
-//! before it matters.
+//! the limit is in use. Nobody looks further ahead than he has seen behind him: a leak is believed when it has grown as much as is
+//! left, and what grows ever more slowly, as arenas do that learn larger shapes, is not taken for one as long as it comes to rest
+//! below that mark.
 //!
 //! A leak so fast that no line is long enough is believed later and on less: above 80 %, where the last three seconds are a line
 //! that is at 90 % three seconds on. And where the door of the server is shut for memory, which is from 95 % on, nobody waits
@@ -51,6 +52,8 @@ const LINES_MS: [u64; 3] = [30_000, 120_000, WINDOW_MS];
 const LATEST_MS: u64 = 3_000;
 /// Part of the variance that a line has to explain to be believed. A step reaches 0.75 at most.
 const EXPLAINED_MIN: f64 = 0.8;
+/// Which part of a line is the latest that must lead there, too: a quarter.
+const RECENT_PART: u64 = 4;
 /// One sample in this time, milliseconds: others are left out.
 const SAMPLE_MS: u64 = 250;
 /// Over a shorter time a line says nothing, milliseconds.
@@ -146,13 +149,21 @@ impl Slope {
             && left(HIGH_PERCENT as f64) / latest.bytes_per_ms <= URGENT_AHEAD_MS;
         let urgent = urgent.then_some(latest);
         let lines = LINES_MS.iter().filter_map(|window_ms| self.line(*window_ms, now_ms));
+        // What grows ever more slowly, as arenas do, comes to rest where its last quarter does not lead.
+        let slowest = |line: Line| {
+            let recent = self.line(line.span_ms / RECENT_PART, now_ms)?;
+            let bytes_per_ms = line.bytes_per_ms.min(recent.bytes_per_ms);
+            Some(Line { bytes_per_ms, ..line })
+        };
         let believed =
             lines.filter(|line| line.span_ms >= SPAN_MIN_MS && line.explained >= EXPLAINED_MIN);
         believed
+            .filter_map(slowest)
             .chain(urgent)
-            .map(|line| left(PROJECTED_PERCENT) / line.bytes_per_ms)
+            .map(|line| (left(PROJECTED_PERCENT) / line.bytes_per_ms, line.span_ms as f64))
             // Of a line that falls it has the other sign, also where nothing is left.
-            .find(|in_ms| in_ms.is_sign_positive() && *in_ms <= AHEAD_MS)
+            .find(|(in_ms, span_ms)| in_ms.is_sign_positive() && *in_ms <= AHEAD_MS.min(*span_ms))
+            .map(|(in_ms, _)| in_ms)
     }
 
     fn line(&self, window_ms: u64, now_ms: u64) -> Option<Line> {

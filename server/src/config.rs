@@ -162,6 +162,9 @@ pub struct LifecycleConfig {
     pub drain_timeout: Duration,
     /// Whether to serve without a supervisor.
     pub single_process: bool,
+    /// Whether another container is started once `/startup` is 200: then a server that is parked before it ever served does not
+    /// say so.
+    pub sidecar: bool,
     /// File that remembers why servers gave up. Without one the server is never parked.
     pub crash_journal: Option<PathBuf>,
     /// File for the reason of an end, such as Kubernetes' `/dev/termination-log`.

@@ -20,7 +20,7 @@ use crate::config::Config;
 use anyhow::{Context as _, Result};
 use card::Card;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use play::Theatre;
+use play::{Played, Theatre};
 use private::Private;
 use report::{CardReport, ModelReport, Report, html};
 use stage::Stage;
@@ -79,19 +79,30 @@ async fn play_all(arguments: &DrillArgs, config: &Config, cards: &[&Card]) -> Re
     let stage = Stage::build(repository)?;
     progress.step("asking the models while all is well");
     let file = arguments.config.as_deref();
-    let asked = {
+    let (asked, resident_bytes) = {
         let server = Private::start(&stage, file, &[], false).await?;
         let status = server.wait_ready().await?;
         let asked = asking::prepare(&server, &status, &stage.models()).await?;
+        let resident_bytes = server.status().await?.resident_bytes();
         server.stop().await?;
-        asked
+        (asked, resident_bytes)
     };
     report.models = asked.iter().map(ModelReport::of).collect();
-    let theatre = Theatre { stage: &stage, config: file, asked: &asked, seed };
+    let available_bytes = private::available_bytes();
+    let theatre = Theatre {
+        stage: &stage,
+        config: file,
+        asked: &asked,
+        seed,
+        resident_bytes,
+        available_bytes,
+    };
     for card in cards {
         progress.step(card.title);
         let begun = Instant::now();
-        let played = progress.follow(Box::pin(theatre.play(card))).await?;
+        let played = progress.follow(Box::pin(theatre.play(card))).await;
+        // A server that a card does not bring to its end has not come through it; the others may still say something.
+        let played = played.unwrap_or_else(|error| Played::Broken(format!("{error:#}")));
         let card = CardReport::of(card, played, begun.elapsed().as_secs_f64());
         progress.tell(&card);
         report.add(&card);

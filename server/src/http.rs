@@ -127,8 +127,11 @@ impl DataPort {
 
     /// The answer to `request`, which came from `peer`.
     fn answer(&self, mut request: Request<Body>, peer: Option<Peer>) -> Answering {
-        if let Some(template) = direct::short_way(&request) {
-            return self.0.direct.answer(template, request, peer);
+        if let Some(template) = direct::short_way(request.method(), request.uri().path()) {
+            match self.0.direct.answer(template, request, peer) {
+                Ok(answer) => return answer,
+                Err(compressed) => request = *compressed,
+            }
         }
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);

@@ -482,6 +482,7 @@ impl Supervisor {
             objection,
             draining: matches!(stage, Stage::Draining { .. } | Stage::Over),
             parked: matches!(stage, Stage::Parked { .. }),
+            sidecar: self.config.lifecycle.sidecar,
         });
     }
 

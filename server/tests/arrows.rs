@@ -122,6 +122,21 @@ fn judgement_has_no_clock_no_threads_and_no_io() {
     }
 }
 
+/// Whoever sets the clock changes what people read and nothing else: all that is decided is decided by monotonic clocks and ticks.
+/// The one exception is how long ago servers before this one gave up, for which there is no other clock.
+#[test]
+fn the_wall_clock_is_for_people() {
+    let named =
+        ["http/observe.rs", "supervisor/desk.rs", "src/drill.rs", "inference/src/version.rs"];
+    for member in ["server", "inference"] {
+        for (path, text) in sources(&root().join(member).join("src")) {
+            let line = lines_with(&text, "SystemTime").next();
+            let may = named.iter().any(|name| path.ends_with(name));
+            assert!(may || line.is_none(), "{} uses the wall clock", path.display());
+        }
+    }
+}
+
 #[test]
 fn the_supervisor_has_no_runtime_and_no_models() {
     let server = root().join("server/src");

@@ -48,6 +48,11 @@ impl Healing {
         Changing(Arc::clone(self))
     }
 
+    /// Whether it does at the moment.
+    pub(crate) fn is_memory_changing(&self) -> bool {
+        self.memory.changing.load(Ordering::Acquire) > 0
+    }
+
     /// Memory has changed, or is about to, for a reason.
     pub(crate) fn memory_changed(&self) {
         self.memory.state.lock().watch.reset();
@@ -56,7 +61,7 @@ impl Healing {
     /// So much memory is used at `now_ms` of one monotonic clock. Whether something came of it or is over, and what to ask for now, if anything.
     pub(crate) fn memory(&self, usage: Usage, now_ms: u64) -> (bool, Option<WorkerVerdict>) {
         let mut state = self.memory.state.lock();
-        if self.memory.changing.load(Ordering::Acquire) > 0 {
+        if self.is_memory_changing() {
             state.watch.reset();
             return (false, None);
         }

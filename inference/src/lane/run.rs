@@ -141,23 +141,24 @@ impl Lanes {
         session.rearm();
         self.begin(batch, canceller);
         let joined = (batch.len() > 1).then(|| joined(&batch[0], batch));
+        let together = joined.is_some();
         let Some(first) = batch.first_mut() else { return Ended::Answered };
         // What the run reads stays with this thread; who it is for goes where the watchdog can take it.
-        let inputs = joined.unwrap_or_else(|| mem::take(&mut first.inputs));
-        let outputs = mem::take(&mut first.outputs);
+        let mut inputs = joined.unwrap_or_else(|| mem::take(&mut first.inputs));
+        let outputs = Arc::clone(&first.outputs);
         post.begin(batch, place);
         let result = catch_unwind(AssertUnwindSafe(|| session.run(&inputs, &outputs)));
         if !post.end(batch) {
             return Ended::Abandoned;
+        }
+        if let Some(alone) = batch.first_mut().filter(|_| !together) {
+            alone.inputs = mem::take(&mut inputs);
         }
         self.ended.fetch_add(1, Ordering::Relaxed);
         if let ([job], Some(seat)) = (batch.as_slice(), post.seat())
             && !seat.knows_nothing()
         {
             seat.survived(job.hash);
-        }
-        if let Some(first) = batch.first_mut() {
-            first.outputs = outputs;
         }
         if let Ok(Err(RunError::Runtime(error))) = &result {
             self.look_at_provider(error);
@@ -293,7 +294,7 @@ impl Lanes {
         })
     }
 
-    /// Hands the outputs to the jobs and empties `batch`.
+    /// Hands the outputs to the jobs and empties `batch`. `joined` is what a run for several was computed from.
     ///
     /// # Errors
     /// When the outputs have no row for each; then `batch` is as it was.
@@ -302,7 +303,7 @@ impl Lanes {
         batch: &mut Vec<Job>,
         begun: Instant,
         output: RunOutput,
-        inputs: &[Tensor],
+        joined: &[Tensor],
     ) -> Result<(), RunError> {
         let rows: Vec<usize> = batch.iter().map(|job| job.rows).collect();
         let total_rows: usize = rows.iter().sum();
@@ -310,10 +311,11 @@ impl Lanes {
         let parts = if alone {
             vec![output.outputs]
         } else {
-            self.parts(batch, &rows, inputs, &output.outputs)?
+            self.parts(batch, &rows, joined, &output.outputs)?
         };
         let run = output.input_time + output.infer_time + output.output_time;
         if let Some(first) = batch.first() {
+            let inputs = if alone { &first.inputs } else { joined };
             let shape = if alone { first.shape } else { Shape::of(inputs, total_rows) };
             self.costs.learn(shape, total_rows, run);
             self.learn_limit(|| adaptive::Ran {
@@ -338,7 +340,7 @@ impl Lanes {
             self.statistics.executed(total_rows as u64, timing(Duration::ZERO), unix_ms());
         }
         let now = Instant::now();
-        for (job, outputs) in batch.drain(..).zip(parts) {
+        for (mut job, outputs) in batch.drain(..).zip(parts) {
             let part = u32::try_from(job.rows).unwrap_or(u32::MAX);
             let price = run / u32::try_from(total_rows).unwrap_or(u32::MAX).max(1) * part;
             job.permit.ran(price, run, now);
@@ -349,7 +351,8 @@ impl Lanes {
             } else if !job.permit.is_canary() {
                 self.statistics.succeeded(timing, now - job.queued_at);
             }
-            job.answer(Ok(Prediction { outputs, timing }));
+            let inputs = mem::take(&mut job.inputs);
+            job.answer(Ok(Prediction { outputs, timing, inputs }));
         }
         Ok(())
     }

@@ -224,6 +224,7 @@ impl Candidate {
                 .is_ok_and(|before| before.digest != verified.digest.to_string())
                 .then(Instant::now),
             load: times,
+            beside: OnceLock::new(),
             canary: Mutex::new(CanaryWatch::new(golden.cases.first(), session.contract())),
             example: golden.cases.first().map(|case| case.inputs.clone()),
             settings,
@@ -241,6 +242,7 @@ impl Candidate {
             model.gate.set_limit(serving.settings.max_in_flight);
             version.serve(Some(Arc::clone(&serving)));
             version.proved();
+            inner.forget_harm(&model.name, &serving.digest);
             let (state, reason) = lanes.condition().verdict();
             version.enter(state, reason);
             model.elect();

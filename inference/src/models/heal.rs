@@ -72,6 +72,11 @@ impl Models {
         }
     }
 
+    /// Whether memory is judged now: it is not while something is loaded.
+    pub fn memory_is_judged(&self) -> bool {
+        !self.0.healing.is_memory_changing()
+    }
+
     /// What is asked for because of memory, while that lasts.
     pub fn memory_verdict(&self) -> Option<WorkerVerdict> {
         self.0.healing.memory_verdict()
@@ -165,7 +170,7 @@ impl Models {
         if decision.rung != Rung::Version {
             return healing.give_up(decision, subject);
         }
-        self.0.quarantined.lock().push(Quarantined {
+        self.0.did_harm(Quarantined {
             model: serving.model.clone(),
             version: serving.version,
             digest: serving.digest.clone(),

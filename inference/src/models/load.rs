@@ -9,8 +9,9 @@ use crate::clip::clipped;
 use crate::repository::ModelEntry;
 use crate::settings::{ModelSettings, VersionPolicy};
 use crate::version::Version;
+use balm_probes::quarantine::QUARANTINED_MAX;
 use balm_probes::watchdog::{load_limit_ms, loads_again, may_load};
-use balm_probes::{ModelState, Reason, Rung, Sighting};
+use balm_probes::{ModelState, Quarantined, Reason, Rung, Sighting};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -186,6 +187,20 @@ impl Version {
 }
 
 impl Inner {
+    /// A version is not to be tried any more. The oldest is forgotten where there are too many.
+    pub(super) fn did_harm(&self, one: Quarantined) {
+        self.forget_harm(&one.model, &one.digest);
+        let mut quarantined = self.quarantined.lock();
+        quarantined.push(one);
+        let surplus = quarantined.len().saturating_sub(QUARANTINED_MAX);
+        quarantined.drain(..surplus);
+    }
+
+    /// A version has proved itself.
+    pub(super) fn forget_harm(&self, model: &str, digest: &str) {
+        self.quarantined.lock().retain(|one| !one.is(model, digest));
+    }
+
     /// Why a version with these bytes is not to be tried, if it did harm before.
     pub(super) fn harm_of(&self, model: &str, digest: &str) -> Option<String> {
         let quarantined = self.quarantined.lock();

@@ -114,7 +114,7 @@ mod tests {
         let suspect = isolation.alone(Instant::now() + SOON).unwrap();
         let other = isolation.beside_others();
         assert!(isolation.alone(Instant::now()).is_none(), "its time is over");
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = mpsc::sync_channel(1);
         thread::scope(|scope| {
             scope.spawn(|| {
                 let place = isolation.alone(Instant::now() + SOON);

@@ -37,6 +37,9 @@ fn what_a_worker_quarantines_is_remembered_once_and_until_it_serves() {
     assert!(quarantine.saw(&report(&[(2, "bad", Ready)]), 3, 80), "somebody asked for it");
     assert!(quarantine.all().is_empty());
     assert_eq!(Quarantine::new(vec![one_of(1); 70]).all().len(), QUARANTINED_MAX);
+    let long = Quarantined { reason: "é".repeat(1_000), ..one_of(1) };
+    let known = Quarantine::new(vec![long]);
+    assert_eq!(known.all()[0].reason.chars().count(), REASON_CHARS_MAX);
 }
 
 fn one_of(at_ms: u64) -> Quarantined {

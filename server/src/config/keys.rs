@@ -53,6 +53,7 @@ pub const KEYS: &[Key] = &[
     key("lifecycle.drain_delay_ms", "milliseconds to go on serving after SIGTERM"),
     key("lifecycle.drain_timeout_ms", "milliseconds for running requests to finish after that"),
     key("lifecycle.single_process", "whether to serve without a supervisor"),
+    key("lifecycle.sidecar", "whether another container waits for /startup"),
     key("lifecycle.crash_journal", "file that remembers why servers gave up, or none"),
     key("lifecycle.termination_log", "file for the reason of an end, in JSON, or none"),
     key("log.format", "text or json"),

@@ -58,6 +58,7 @@ pub(super) fn resolve(sources: &Sources, host: &Host) -> Result<Config, Problems
         drain_delay: milliseconds(&mut reader, "lifecycle.drain_delay_ms", fixed(5_000), 0),
         drain_timeout: milliseconds(&mut reader, "lifecycle.drain_timeout_ms", fixed(30_000), 0),
         single_process: flag(&mut reader, "lifecycle.single_process", false),
+        sidecar: flag(&mut reader, "lifecycle.sidecar", false),
         crash_journal: file(&mut reader, "lifecycle.crash_journal"),
         termination_log: file(&mut reader, "lifecycle.termination_log"),
     };

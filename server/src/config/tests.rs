@@ -206,6 +206,7 @@ fn each_bad_value_is_refused() {
         ("lifecycle.drain_delay_ms", &["-1", "'5s'"], &["-1"]),
         ("lifecycle.drain_timeout_ms", &["-1", "86400001"], &["30s"]),
         ("lifecycle.single_process", &["'no'", "1"], &["0", "yes"]),
+        ("lifecycle.sidecar", &["'no'", "1"], &["0", "yes"]),
         ("lifecycle.crash_journal", &["''", "7"], &[""]),
         ("lifecycle.termination_log", &["''", "false"], &[""]),
         ("log.format", &["'xml'", "1"], &["JSON", ""]),

@@ -27,6 +27,8 @@ pub(super) enum Name {
     Stop,
     /// Workers that die at their start.
     CrashLoop,
+    /// Each run keeps memory.
+    MemoryLeak,
 }
 
 /// What is expected of a card. Each bound is one that a broken server misses, and a busy machine does not.
@@ -205,6 +207,22 @@ pub(super) const CARDS: &[Card] = &[
         meaning: "A fault that passes is not survived, or is tried again without a pause.",
         remedy: "Look at balm_worker_restarts_total and at the pauses in the log.",
     },
+    Card {
+        name: Name::MemoryLeak,
+        title: "memory leaks",
+        about: "Each run keeps some memory, 25 MiB a second, beneath a limit that is half a GiB above what the models need. Before it is \
+                reached the worker is replaced in order, and no request is lost.",
+        bounds: Bounds {
+            detected: Some(seconds(60)),
+            healed: seconds(70),
+            workers: (1, 1),
+            lost: 0,
+            stays_ready: false,
+        },
+        patience: seconds(90),
+        meaning: "A leak ends with the kernel's kill, which may take the whole container.",
+        remedy: "Look at admission.memory_limit_bytes, or at the limit of the container: without one nobody knows what is too much.",
+    },
 ];
 
 impl Name {
@@ -221,6 +239,7 @@ impl Name {
             Name::FullDisk => "full-disk",
             Name::Stop => "stop",
             Name::CrashLoop => "crash-loop",
+            Name::MemoryLeak => "memory-leak",
         }
     }
 }

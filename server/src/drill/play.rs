@@ -50,10 +50,17 @@ const GOODPUT_MIN: f64 = 0.7;
 /// How long its capacity is measured, and with how many at once.
 const MEASURED: (usize, Duration) = (16, Duration::from_millis(1500));
 
+/// Right answers in a row after which a server counts as calm again.
+const CALM_ANSWERS: u32 = 30;
+
 /// How long a lane hangs or spins: until it was given up for certain.
 const HANGS_MS: u64 = 8000;
 /// How much longer the slow version loads.
 const SLOW_LOAD_MS: u64 = 3000;
+/// What leaks, bytes a second, and how much room there is for it, bytes.
+const LEAK_PER_S: f64 = 25.0 * 1024.0 * 1024.0;
+const LEAK_ROOM: u64 = 512 << 20;
+
 /// Workers that end at their start.
 const DIE_AT_START: u32 = 2;
 
@@ -64,6 +71,10 @@ pub(super) struct Theatre<'a> {
     /// The first one is the one that faults are for.
     pub(super) asked: &'a [Asked],
     pub(super) seed: u64,
+    /// What a worker holds while all is well, bytes.
+    pub(super) resident_bytes: u64,
+    /// What the machine can still give, bytes.
+    pub(super) available_bytes: u64,
 }
 
 /// A card that was played, or not.
@@ -77,6 +88,8 @@ pub(super) enum Played {
     },
     /// For a reason.
     Skipped(String),
+    /// It could not be played to its end, for a reason.
+    Broken(String),
 }
 
 /// What became of the fault.
@@ -122,6 +135,12 @@ impl Theatre<'_> {
                 "the model.toml of {} says which versions serve, so a new one would not be loaded",
                 victim.name
             )),
+            // What is promised of a leak must not be paid for by others on this machine.
+            Name::MemoryLeak if self.available_bytes < 2 * LEAK_ROOM => Some(format!(
+                "this machine has {} MiB of memory left, and {} are wanted",
+                self.available_bytes >> 20,
+                (2 * LEAK_ROOM) >> 20
+            )),
             _ => None,
         }
     }
@@ -132,7 +151,12 @@ impl Theatre<'_> {
             return Ok(Played::Skipped(reason));
         }
         let disk_full = card.name == Name::FullDisk;
-        let server = Private::start(self.stage, self.config, &[], disk_full).await?;
+        let limit = self.resident_bytes + LEAK_ROOM;
+        let variables = match card.name {
+            Name::MemoryLeak => vec![("BALM_ADMISSION_MEMORY_LIMIT_BYTES", limit.to_string())],
+            _ => Vec::new(),
+        };
+        let server = Private::start(self.stage, self.config, &variables, disk_full).await?;
         let scene = Scene { theatre: self, card, server: &server };
         let played = scene.play().await;
         // A version that was there for this card only.
@@ -236,7 +260,27 @@ impl Scene<'_> {
             return Ok((own, false));
         }
         self.place(json!({"kind": "slow_run", "model": victim.name, "ms_per_row": SLOWED_MS, "always": true}))?;
-        Ok((measure().await?, true))
+        let slowed = measure().await?;
+        self.calm().await?;
+        Ok((slowed, true))
+    }
+
+    /// Waits until what was measured is over: one after the other so many in a row are answered.
+    async fn calm(&self) -> Result<()> {
+        let question = &self.theatre.victim().question.request;
+        let (mut in_a_row, begun) = (0, Instant::now());
+        while in_a_row < CALM_ANSWERS {
+            let reply = steady::ask(self.server.address, question.clone(), PATIENCE).await?;
+            in_a_row = if reply.status == 200 { in_a_row + 1 } else { 0 };
+            if begun.elapsed() > PATIENCE {
+                bail!(
+                    "still turning requests away {} s after its capacity was measured",
+                    PATIENCE.as_secs()
+                );
+            }
+            sleep(GLANCE).await;
+        }
+        Ok(())
     }
 
     fn load(&self, overload: Option<f64>) -> Load {
@@ -265,12 +309,10 @@ impl Scene<'_> {
             self.look(begun, seen).await;
             sleep(GLANCE).await;
         }
-        {
-            let seen = seen.borrow();
-            let wrong = seen.answers.iter().find(|answer| answer.fate != Fate::Right);
-            if let Some(answer) = wrong {
-                bail!("before the fault a request ended with {:?}", answer.fate);
-            }
+        let before =
+            seen.borrow().answers.iter().find(|answer| answer.fate != Fate::Right).copied();
+        if let Some(answer) = before {
+            bail!("before the fault a request ended with {:?}", answer.fate);
         }
         let origin = Origin(Instant::now());
         seen.borrow_mut().shift(begun.seconds(origin.0));
@@ -356,6 +398,7 @@ impl Scene<'_> {
             }
             Name::CorruptedModel => return self.corrupt(origin, seen).await,
             Name::SlowLoad => return self.load_slowly().await,
+            Name::MemoryLeak => self.leak(seen).await?,
         };
         Ok(Acted { what, ..Acted::default() })
     }
@@ -376,6 +419,25 @@ impl Scene<'_> {
             sleep(GLANCE / 5).await;
         }
         Ok(what)
+    }
+
+    /// Has runs keep memory until another worker serves.
+    async fn leak(&self, seen: &RefCell<Seen>) -> Result<String> {
+        let victim = self.theatre.victim();
+        let bytes = (LEAK_PER_S / victim.per_s) as u64;
+        let leak = self
+            .place(json!({"kind": "leak", "model": victim.name, "bytes": bytes, "always": true}))?;
+        let begun = Instant::now();
+        while seen.borrow().workers_replaced() == 0 && begun.elapsed() < self.card.patience {
+            sleep(GLANCE).await;
+        }
+        leak.end();
+        Ok(format!(
+            "runs of {} kept {:.1} MiB each, and the worker was replaced before {} MiB were used",
+            victim.name,
+            bytes as f64 / f64::from(1 << 20),
+            (self.theatre.resident_bytes + LEAK_ROOM) >> 20
+        ))
     }
 
     /// Changes one byte of the model and has it loaded; then mends it.

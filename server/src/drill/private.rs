@@ -9,7 +9,6 @@ use http_body_util::Full;
 use hyper::Request;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
-use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -95,6 +94,7 @@ struct IncidentStatus {
 
 #[derive(Clone, Debug, Deserialize)]
 struct SupervisorStatus {
+    worker_pid: Option<u32>,
     workers_started: u64,
     stage: String,
 }
@@ -107,6 +107,12 @@ impl VersionStatus {
 }
 
 impl Status {
+    /// What its worker holds, bytes; 0 where that cannot be known.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        let Some(pid) = self.supervisor.worker_pid else { return 0 };
+        kibibytes(Path::new(&format!("/proc/{pid}/status")), "VmRSS:") << 10
+    }
+
     /// What is compared of it; `model` is the one that the card is about.
     pub(super) fn sight(&self, model: &str) -> Sight {
         let versions = || self.models.iter().flat_map(|model| &model.versions);
@@ -134,7 +140,7 @@ impl Private {
     pub(super) async fn start(
         stage: &Stage,
         config: Option<&Path>,
-        variables: &[(&str, OsString)],
+        variables: &[(&str, String)],
         disk_full: bool,
     ) -> Result<Private> {
         let faults = stage.faults()?;
@@ -159,6 +165,8 @@ impl Private {
             .args(["--http-addr", "127.0.0.1:0", "--management-addr", "127.0.0.1:0"])
             .arg("--rehearsal")
             .arg(&faults)
+            // Libraries leave files there.
+            .env("TMPDIR", stage.file(""))
             .env("BALM_LIFECYCLE_CRASH_JOURNAL", journal)
             .env("BALM_LIFECYCLE_TERMINATION_LOG", termination)
             .env("BALM_LIFECYCLE_SINGLE_PROCESS", "false")
@@ -286,6 +294,18 @@ impl Drop for Private {
             let _ = kill_process(worker, Signal::KILL);
         }
     }
+}
+
+/// What the machine can still give, bytes; 0 where that cannot be known.
+pub(super) fn available_bytes() -> u64 {
+    kibibytes(Path::new("/proc/meminfo"), "MemAvailable:") << 10
+}
+
+/// The figure of a line that begins with `label`, KiB.
+fn kibibytes(file: &Path, label: &str) -> u64 {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let figure = text.lines().find_map(|line| line.strip_prefix(label)?.trim().strip_suffix("kB"));
+    figure.and_then(|figure| figure.trim_end().parse().ok()).unwrap_or(0)
 }
 
 /// The children of a process that are workers of ours.

@@ -231,6 +231,7 @@ impl CardReport {
     pub(super) fn of(card: &Card, played: Played, seconds: f64) -> CardReport {
         let (status, sentence, outcome, timeline) = match played {
             Played::Skipped(reason) => (Status::Skipped, reason, None, Timeline::default()),
+            Played::Broken(reason) => (Status::Failed, reason, None, Timeline::default()),
             Played::Judged { outcome, sentence, answers } => {
                 let status = if outcome.passed { Status::Passed } else { Status::Failed };
                 (status, sentence, Some(outcome), Timeline::of(&answers))

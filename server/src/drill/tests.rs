@@ -202,6 +202,10 @@ fn report() -> Report {
     report.add(&CardReport::of(card, play(seen(4.0, right, crash)), 5.0));
     report.add(&CardReport::of(card, Played::Skipped("there is no manifest".to_owned()), 0.0));
     assert!(report.passed, "what was not played did not fail");
+    let mut broken = report.clone();
+    broken.add(&CardReport::of(card, Played::Broken("it does not listen".to_owned()), 0.0));
+    assert!(!broken.passed && broken.text().contains("crash: it does not listen"));
+    assert!(html::render(&broken).contains("it does not listen"));
     report.add(&CardReport::of(card, play(seen(4.0, |_| Fate::Wrong, crash)), 5.0));
     report
 }

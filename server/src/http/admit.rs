@@ -8,12 +8,11 @@
 use super::State;
 use super::client::{Peer, client, requested_class};
 use super::error::ApiError;
-use super::headers::requested_deadline;
+use super::headers::{Coding, Head, requested_deadline};
 use super::observe::{Arrived, Observation, RequestId};
 use super::upload;
 use axum::body::Body;
-use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Request, Response, header};
+use axum::http::{HeaderValue, Request, Response, header};
 use balm_inference::admission::{Ask, Class, Permit};
 use balm_inference::metrics::Outcome;
 use balm_inference::models::Model;
@@ -34,7 +33,7 @@ const UNANNOUNCED_BYTES: u64 = 64 * 1024;
 
 /// A request that was let in, with what it was let in for.
 pub(super) struct Admitted {
-    pub(super) headers: HeaderMap,
+    pub(super) coding: Coding,
     pub(super) body: Body,
     pub(super) serving: Arc<Serving>,
     pub(super) permit: Permit,
@@ -74,17 +73,18 @@ impl<H: Handler> Admission<H> {
         Admission { state, inner }
     }
 
-    /// Lets the request in and has it answered, or refuses it.
+    /// Lets the request with this path, head and body in and has it answered, or refuses it.
     pub(super) fn answer(
         &self,
-        request: Request<Body>,
+        path: &str,
+        head: &Head<'_>,
+        body: Body,
         caller: Caller,
     ) -> impl Future<Output = Response<Body>> + Send + use<H> {
-        let (parts, body) = request.into_parts();
         let Caller { id, arrived: Arrived(arrived), peer } = caller;
         // Here and not in the future, which is then smaller by what only the decision needs.
-        let begun = match decide(&self.state, &parts, peer, arrived) {
-            Err(error) => Err(Box::pin(refuse(error, id, parts.headers, body))),
+        let begun = match decide(&self.state, path, head, peer, arrived) {
+            Err(error) => Err(Box::pin(refuse(error, id, head.expect.is_some(), body))),
             Ok(Place { model, serving, permit, deadline, class }) => {
                 let tally = Tally {
                     model,
@@ -93,9 +93,8 @@ impl<H: Handler> Admission<H> {
                     arrived,
                     ended: None,
                 };
-                let headers = parts.headers;
-                let admitted =
-                    Admitted { headers, body, serving, permit, deadline, class, arrived };
+                let coding = head.coding();
+                let admitted = Admitted { coding, body, serving, permit, deadline, class, arrived };
                 Ok((Box::pin(self.inner.clone().handle(admitted)), tally, id))
             }
         };
@@ -120,9 +119,9 @@ impl<H: Handler> Admission<H> {
 }
 
 /// A small body is read and thrown away, so that its client reads the answer and not a reset.
-async fn refuse(error: ApiError, id: RequestId, headers: HeaderMap, body: Body) -> Response<Body> {
-    // Who waits for `100 Continue` has sent nothing yet, and reading would ask for it.
-    let expects = headers.contains_key(header::EXPECT);
+///
+/// Who `expects` to be told `100 Continue` has sent nothing yet, and reading would ask for it.
+async fn refuse(error: ApiError, id: RequestId, expects: bool, body: Body) -> Response<Body> {
     let read_whole = !expects && upload::discard(body).await;
     let mut answer = error.answer(Some(&id));
     if !read_whole {
@@ -143,14 +142,16 @@ impl<H: Handler> Service<Request<Body>> for Admission<H> {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let known = request.extensions();
-        let observation = || Observation::begin(&self.state, &request);
+        let (parts, body) = request.into_parts();
+        let (path, known) = (parts.uri.path(), &parts.extensions);
+        let head = Head::of(&parts.headers, self.state.0.client_header.as_ref());
+        let observation = || Observation::begin(&self.state, &parts.method, path, head.id);
         let caller = Caller {
             id: known.get::<RequestId>().cloned().unwrap_or_else(|| observation().id),
             arrived: known.get::<Arrived>().copied().unwrap_or_else(|| observation().arrived),
             peer: known.get::<Peer>().copied(),
         };
-        let answer = self.answer(request, caller);
+        let answer = self.answer(path, &head, body, caller);
         Box::pin(async move { Ok(answer.await) })
     }
 }
@@ -167,12 +168,12 @@ struct Place {
 /// The decision, O(1), from the head of the request alone.
 fn decide(
     state: &State,
-    parts: &Parts,
+    path: &str,
+    head: &Head<'_>,
     peer: Option<Peer>,
     arrived: Instant,
 ) -> Result<Place, ApiError> {
-    let headers = &parts.headers;
-    let target = Target::of(parts.uri.path())?;
+    let target = Target::of(path)?;
     let model = state.0.models.model(&target.model)?;
     let serving = model.serving(target.version.as_deref()).inspect_err(|error| {
         if matches!(error, PredictError::NotReady { .. }) {
@@ -183,16 +184,16 @@ fn decide(
         serving.metrics().count(error.outcome());
         error
     };
-    let deadline = requested_deadline(headers).map_err(refused)?;
-    let bytes = announced_bytes(headers);
+    let deadline = requested_deadline(head).map_err(refused)?;
+    let bytes = head.announced_bytes();
     let limit = serving.settings.max_body_bytes;
     if let Some(found) = bytes.filter(|found| *found > limit) {
         return Err(refused(ApiError::BodyTooLarge { found: found.to_string(), limit }));
     }
-    let class = requested_class(headers).map_err(refused)?;
+    let class = requested_class(head).map_err(refused)?;
     let ask = Ask {
         class: class.unwrap_or_default(),
-        client: client(headers, peer, state.0.client_header.as_ref()),
+        client: client(head, peer),
         bytes: bytes.unwrap_or(UNANNOUNCED_BYTES),
         deadline: serving.deadline(arrived, deadline, arrived).at,
         now: arrived,
@@ -203,11 +204,6 @@ fn decide(
         refused(ApiError::Predict(PredictError::Shed(shed)))
     })?;
     Ok(Place { model, serving, permit, deadline, class })
-}
-
-/// `Content-Length`; hyper has refused what is no number already.
-fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The model and version that a path names.

@@ -1,21 +1,24 @@
 //! `POST /v2/models/{m}[/versions/{v}]/infer`: from an admitted request to its answer.
 
+mod known;
+
 use super::admit::{Admitted, Handler};
-use super::answer::{self, Form, JSON_LENGTH};
+use super::answer::{self, Form};
 use super::body::{self, Bounds};
 use super::error::ApiError;
-use super::headers::text;
+use super::headers::Coding;
 use crate::oip::DecodeLimits;
 use crate::oip::encoding::decompress;
 use crate::oip::request::{InferRequest, RawInput, decode_infer};
 use crate::oip::response::check_output;
 use axum::body::Body;
-use axum::http::{HeaderMap, Response, header};
+use axum::http::Response;
 use balm_inference::admission::{Class, Permit};
 use balm_inference::predict::{Deadline, PredictError, Prediction};
 use balm_inference::tensor::{NamedTensor, Tensor};
 use balm_inference::version::Serving;
 use bytes::Bytes;
+use known::Known;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,20 +40,20 @@ struct Prepared {
     inputs: Vec<Tensor>,
     timeout: Option<Duration>,
     priority: Option<u64>,
-    form: Form,
+    form: Arc<Form>,
     /// Bytes of the body once decompressed.
     bytes: u64,
 }
 
 async fn infer(admitted: Admitted) -> Result<Response<Body>, ApiError> {
-    let Admitted { headers, body, serving, mut permit, deadline, class, arrived } = admitted;
+    let Admitted { coding, body, serving, mut permit, deadline, class, arrived } = admitted;
     let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked), arrived));
     let body = read(&serving, body, &mut permit, limit).await?;
-    let encoding = text(&headers, &header::CONTENT_ENCODING)?;
+    let encoding = coding.encoding()?;
     let size = decoded_size(&serving, &mut permit, encoding, body.len())?;
     let decoding = {
         let serving = Arc::clone(&serving);
-        move || prepare(&serving, &body, &headers)
+        move || prepare(&serving, &body, &coding)
     };
     let Prepared { inputs, timeout, priority, form, bytes } =
         body::offload(size, limit, decoding).await??;
@@ -60,7 +63,8 @@ async fn infer(admitted: Admitted) -> Result<Response<Body>, ApiError> {
     let deadline = serving.deadline(arrived, shorter(deadline, timeout), Instant::now());
     // What stands in the head was the ground of admission and holds.
     let class = class.or(priority.map(Class::of_priority));
-    let prediction = run(&serving, inputs, form.selected.clone(), deadline, class, permit).await?;
+    let prediction =
+        run(&serving, inputs, Arc::clone(&form.selected), deadline, class, permit).await?;
     answer::infer(&serving, prediction, form).await
 }
 
@@ -68,7 +72,7 @@ async fn infer(admitted: Admitted) -> Result<Response<Body>, ApiError> {
 pub(super) async fn run(
     serving: &Serving,
     inputs: Vec<Tensor>,
-    outputs: Vec<usize>,
+    outputs: Arc<[usize]>,
     deadline: Deadline,
     class: Option<Class>,
     permit: Permit,
@@ -108,9 +112,13 @@ pub(super) fn decoded_size(
 }
 
 /// Decompresses, decodes and checks: pure work on bytes.
-fn prepare(serving: &Serving, body: &Bytes, headers: &HeaderMap) -> Result<Prepared, ApiError> {
-    let encoding = text(headers, &header::CONTENT_ENCODING)?;
-    let header_length = text(headers, &JSON_LENGTH)?;
+fn prepare(serving: &Serving, body: &Bytes, coding: &Coding) -> Result<Prepared, ApiError> {
+    let encoding = coding.encoding()?;
+    let header_length = coding.json_length()?;
+    let known = header_length.filter(|_| encoding.is_none()).zip(Known::of(serving));
+    if let Some(prepared) = known.and_then(|(length, known)| known.read(length, body)) {
+        return Ok(prepared);
+    }
     let limit = usize::try_from(serving.settings.max_body_bytes).unwrap_or(usize::MAX);
     let body = decompress(body.clone(), encoding, limit)?;
     let raw = RawInput { inputs: &serving.contract.inputs, batched: serving.contract.is_batched() };
@@ -129,14 +137,20 @@ fn prepare(serving: &Serving, body: &Bytes, headers: &HeaderMap) -> Result<Prepa
         check_output(&spec.name, spec.datatype, binary, classes)?;
     }
     let inputs = accept(serving, inputs)?;
-    Ok(Prepared {
+    let selected = selected.into();
+    let form = Form { selected, requested, default_binary, id, beginning: None };
+    let prepared = Prepared {
         inputs,
         // Triton's clients send 0 for "none".
         timeout: parameters.timeout_us.filter(|us| *us > 0).map(Duration::from_micros),
         priority: parameters.priority,
-        form: Form { selected, requested, default_binary, id },
+        form: Arc::new(form),
         bytes: body.len() as u64,
-    })
+    };
+    if let Some((length, known)) = known {
+        known.learn(length, &body, &prepared);
+    }
+    Ok(prepared)
 }
 
 /// Checks the inputs against the model.

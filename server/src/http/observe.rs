@@ -2,15 +2,14 @@
 
 use super::State;
 use super::error::{self, Panicked};
+use super::headers::REQUEST_ID;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::{HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Header of the request's id, accepted and given back.
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids are replaced: they go into logs and answers.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -28,8 +27,8 @@ impl RequestId {
     }
 
     /// The client's id where it is fit for a log line, else a new one.
-    fn of(request: &Request) -> Self {
-        match request.headers().get(REQUEST_ID) {
+    fn of(given: Option<&HeaderValue>) -> Self {
+        match given {
             Some(given)
                 if !given.is_empty()
                     && given.len() <= REQUEST_ID_BYTES_MAX
@@ -91,15 +90,17 @@ pub(super) struct Observation {
 }
 
 impl Observation {
-    /// The head of `request` was read.
-    pub(super) fn begin(state: &State, request: &Request) -> Self {
+    /// The head of a request was read; `given` is the id that it brought.
+    pub(super) fn begin(
+        state: &State,
+        method: &Method,
+        path: &str,
+        given: Option<&HeaderValue>,
+    ) -> Self {
         Observation {
             arrived: Arrived(Instant::now()),
-            id: RequestId::of(request),
-            logged: state
-                .0
-                .access_log
-                .then(|| (request.method().clone(), request.uri().path().to_owned())),
+            id: RequestId::of(given),
+            logged: state.0.access_log.then(|| (method.clone(), path.to_owned())),
         }
     }
 
@@ -126,7 +127,8 @@ pub(super) async fn observe(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let observation = Observation::begin(&state, &request);
+    let given = request.headers().get(REQUEST_ID);
+    let observation = Observation::begin(&state, request.method(), request.uri().path(), given);
     request.extensions_mut().insert(observation.id.clone());
     request.extensions_mut().insert(observation.arrived);
     let route = request.extensions().get::<MatchedPath>().cloned();

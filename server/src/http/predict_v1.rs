@@ -4,13 +4,13 @@ use super::admit::{Admitted, Handler};
 use super::answer;
 use super::body;
 use super::error::ApiError;
-use super::headers::text;
+use super::headers::Coding;
 use super::infer::{accept, decoded_size, read, run};
 use crate::oip::DecodeLimits;
 use crate::oip::encoding::decompress;
 use crate::oip::v1::{PredictForm, PredictRequest, decode_predict, encode_predict};
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, Response, header};
+use axum::http::{HeaderValue, Response, header};
 use balm_inference::predict::PredictError;
 use balm_inference::tensor::Tensor;
 use balm_inference::version::Serving;
@@ -32,21 +32,21 @@ impl Handler for PredictV1 {
 }
 
 async fn predict(admitted: Admitted) -> Result<Response<Body>, ApiError> {
-    let Admitted { headers, body, serving, mut permit, deadline, class, arrived } = admitted;
+    let Admitted { coding, body, serving, mut permit, deadline, class, arrived } = admitted;
     let limit = deadline.map(|asked| serving.deadline(arrived, Some(asked), arrived));
     let body = read(&serving, body, &mut permit, limit).await?;
-    let encoding = text(&headers, &header::CONTENT_ENCODING)?;
+    let encoding = coding.encoding()?;
     let size = decoded_size(&serving, &mut permit, encoding, body.len())?;
     let decoding = {
         let serving = Arc::clone(&serving);
-        move || prepare(&serving, &body, &headers)
+        move || prepare(&serving, &body, &coding)
     };
     let (inputs, form, bytes) = body::offload(size, limit, decoding).await??;
     if let Some(more) = bytes.checked_sub(permit.bytes()) {
         permit.reserve(more).map_err(PredictError::Shed)?;
     }
     let deadline = serving.deadline(arrived, deadline, Instant::now());
-    let all: Vec<usize> = (0..serving.contract.outputs.len()).collect();
+    let all: Arc<[usize]> = (0..serving.contract.outputs.len()).collect();
     let prediction = run(&serving, inputs, all, deadline, class, permit).await?;
     let size = prediction.outputs.iter().map(Tensor::byte_size).sum();
     let encoding = {
@@ -67,8 +67,8 @@ async fn predict(admitted: Admitted) -> Result<Response<Body>, ApiError> {
 
 type Prepared = (Vec<Tensor>, PredictForm, u64);
 
-fn prepare(serving: &Serving, body: &Bytes, headers: &HeaderMap) -> Result<Prepared, ApiError> {
-    let encoding = text(headers, &header::CONTENT_ENCODING)?;
+fn prepare(serving: &Serving, body: &Bytes, coding: &Coding) -> Result<Prepared, ApiError> {
+    let encoding = coding.encoding()?;
     let limit = usize::try_from(serving.settings.max_body_bytes).unwrap_or(usize::MAX);
     let body = decompress(body.clone(), encoding, limit)?;
     let PredictRequest { inputs, form } =

@@ -6,7 +6,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -97,7 +97,17 @@ pub(crate) fn receive(stream: &UnixStream) -> Result<Received, HandoverError> {
     let (socket, memory) = (descriptors.next(), descriptors.next());
     let mut incoming = Incoming::default();
     incoming.push(bytes.get(..received.bytes).unwrap_or_default());
-    match (incoming.next::<ToWorker>()?, socket) {
+    let mut greeting = incoming.next::<ToWorker>()?;
+    // What is too long for one read was sent whole before this process began, so nobody waits for anybody.
+    while greeting.is_none() && socket.is_some() {
+        let count = Read::read(&mut &*stream, &mut bytes)?;
+        if count == 0 {
+            break;
+        }
+        incoming.push(bytes.get(..count).unwrap_or_default());
+        greeting = incoming.next::<ToWorker>()?;
+    }
+    match (greeting, socket) {
         (Some(ToWorker::Hello(hello)), _) if hello.protocol != PROTOCOL => {
             Err(HandoverError::Protocol(hello.protocol))
         }

@@ -1,5 +1,6 @@
 use super::*;
-use balm_probes::{Cause, HealthReport};
+use balm_probes::quarantine::{QUARANTINED_MAX, REASON_CHARS_MAX};
+use balm_probes::{Cause, HealthReport, Quarantined};
 use proptest::prelude::*;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -37,6 +38,22 @@ fn a_listener_travels_and_goes_on_listening() {
     accepted.read_exact(&mut [0]).unwrap();
     received.incoming.read(&worker).unwrap();
     assert_eq!(received.incoming.next::<ToWorker>().unwrap(), Some(ToWorker::Drain));
+}
+
+#[test]
+fn a_greeting_may_be_as_long_as_anything_that_is_remembered() {
+    let (supervisor, worker) = pair();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let longest = Quarantined {
+        model: "m".repeat(255),
+        version: u64::MAX,
+        digest: "d".repeat(64),
+        reason: "\u{1F525}".repeat(REASON_CHARS_MAX),
+        at_ms: u64::MAX,
+    };
+    let hello = Hello { quarantine: vec![longest; QUARANTINED_MAX], ..hello() };
+    hand_over(&supervisor, hello.clone(), listener.as_fd(), None).unwrap();
+    assert_eq!(receive(&worker).unwrap().hello, hello);
 }
 
 #[test]

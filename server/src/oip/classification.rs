@@ -124,6 +124,6 @@ fn top<S: Score>(
             }
         }
     }
-    let shape = batch.into_iter().chain([count]).collect();
+    let shape: Vec<usize> = batch.into_iter().chain([count]).collect();
     Tensor::strings(shape, elements).ok()
 }

@@ -61,6 +61,9 @@ pub(super) struct Standing {
     pub(super) draining: bool,
     #[serde(skip)]
     pub(super) parked: bool,
+    /// Whether another container waits for the start of this one.
+    #[serde(skip)]
+    pub(super) sidecar: bool,
 }
 
 /// How a worker ended.
@@ -262,8 +265,9 @@ impl Desk {
 
     fn judge_startup(&self, report: &HealthReport, standing: &Standing) -> Startup {
         self.judge(report, standing);
-        // A parked server has to be let live to be asked why.
-        let was_over = self.start_is_over.load(Ordering::Acquire) || standing.parked;
+        // A parked server has to be let live to be asked why. Who waits for a sidecar is not to be started without it.
+        let parked = standing.parked && !standing.sidecar;
+        let was_over = self.start_is_over.load(Ordering::Acquire) || parked;
         let mut verdict = startup(report, was_over);
         if verdict.started {
             self.start_is_over.store(true, Ordering::Release);

@@ -108,6 +108,14 @@ def test_cards_are_played_and_told_of_in_every_form(private: Path, tmp_path: Pat
     assert not taken.exists()
 
 
+def test_a_full_disk_and_a_crash_are_survived(private: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    result = drill(private, "--models", harness.SHIPPED_MODELS, "--cards", "full-disk", "--json", report)
+    assert result.returncode == 0, (result.stdout, result.stderr)
+    (card,) = json.loads(report.read_text())["cards"]
+    assert card["workers_replaced"] == 1 and card["requests"]["wrong"] == 0
+
+
 def test_what_cannot_be_played_is_said_and_fails_nothing(repository: Repository, private: Path) -> None:
     model = onnx_models.identity("FP32", ["rows", "columns"])
     repository.add("bare", model, manifest=False, settings='versions = [1]\n')

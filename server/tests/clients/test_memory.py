@@ -36,8 +36,11 @@ def models(repository: Repository) -> Path:
 
 
 def limited(bytes_: int) -> dict[str, Any]:
-    """Settings with a limit of memory for the worker."""
-    return {"admission": {"memory_limit_bytes": bytes_}}
+    """Settings with a limit of memory for the worker. Nothing ends by being late on a machine that is busy."""
+    return {
+        "admission": {"memory_limit_bytes": bytes_},
+        "defaults": {"deadline_ms": 20_000, "max_deadline_ms": 20_000},
+    }
 
 
 def ask(server: Server) -> int:
@@ -130,11 +133,11 @@ def test_without_a_supervisor_live_fails_before_the_kernel_kills(
 def test_a_leak_is_seen_before_nine_tenths_of_the_limit(
     models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
-    """T20: 5 MB a request for a minute and a half."""
+    """T20: 5 MB a request, nearly twice the limit in all; that takes no more workers than may be replaced in five minutes."""
     server = rehearse(models, limited(LIMIT)).wait_settled()
     watch(server)
     rehearsal.fault("leak", "same", times=1000, bytes=LEAK)
-    statuses, most = paced(server, lambda asked: asked >= 450)
+    statuses, most = paced(server, lambda asked: asked >= 220)
     found = restarts(server)
     print(f"\n{len(statuses)} requests, {statuses.count(200)} answered, at most {most:.0%} of the limit, replaced {found}")
     assert set(found) == {"memory"} and found["memory"] >= 2, found

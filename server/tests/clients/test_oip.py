@@ -185,6 +185,24 @@ def test_any_byte_but_zero_is_true(toys: Server) -> None:
     assert answer.json["outputs"][0]["data"] == [False, True, True, True]
 
 
+def test_the_same_description_again_answers_for_the_bytes_that_came_with_it(toys: Server) -> None:
+    """What was read of a description is kept for the next ones; bytes, sizes and form are each request's own."""
+    for turn in range(4):
+        for rows in (1, 2):
+            for binary in (True, False):
+                values = np.arange(turn, turn + 4 * rows, dtype=np.float32).reshape(rows, 4)
+                head, raw = binary_input("x", "FP32", values)
+                body, headers = binary_body({"inputs": [head], "parameters": {"binary_data_output": binary}}, raw)
+                answer = toys.ask("POST", "/v2/models/identity_fp32/infer", body, headers)
+                assert answer.outputs()["y"].tolist() == values.tolist()
+                assert (SIZE_HEADER in answer.headers) == binary
+    flags = {"name": "x", "datatype": "BOOL", "shape": [1, 4], "parameters": {"binary_data_size": 4}}
+    for raw in (b"\x00\x01\x00\x01", b"\x00\x01\x01\x01", b"\x00\x01\x02\xff"):
+        body, headers = binary_body({"inputs": [flags]}, raw)
+        answer = toys.ask("POST", "/v2/models/identity_bool/infer", body, headers)
+        assert answer.outputs()["y"].tolist() == [[byte != 0 for byte in raw]]
+
+
 def test_large_tensors_go_through(toys: Server) -> None:
     values = np.random.default_rng(0).standard_normal((1000, 8000)).astype(np.float32)
     answer = toys.infer_binary("identity_fp32", ("x", "FP32", values))

@@ -21,6 +21,9 @@ from wire import Answer
 WATCH = Callable[[Server], Kubelet]
 
 POISON = 666.0
+# On a machine that is busy nothing here is to end by being late, nor by having waited.
+PATIENT = {"defaults": {"deadline_ms": 60_000, "max_deadline_ms": 60_000}}
+SETTINGS = "lanes = 2\n[limits]\nmax_wait_ms = 60000\n"
 # Far more than the pauses before new workers and their loads take.
 SOCKET_S = 60.0
 
@@ -29,7 +32,7 @@ SOCKET_S = 60.0
 def models(repository: Repository) -> Path:
     """Two models that answer what they were asked; requests share runs, and two lanes have them."""
     for name in ("same", "other"):
-        repository.add(name, onnx_models.identity("FP32", ["rows", "columns"]), settings="lanes = 2\n")
+        repository.add(name, onnx_models.identity("FP32", ["rows", "columns"]), settings=SETTINGS)
     return repository.path
 
 
@@ -104,7 +107,7 @@ def test_poison_crashes_the_worker_twice_and_is_refused_then(
     watch: WATCH,
 ) -> None:
     """T21, among clients who ask other things all the time."""
-    server = rehearse(models).wait_started().wait_lanes()
+    server = rehearse(models, PATIENT).wait_started().wait_lanes()
     watch(server)
     rehearsal.fault("crash_on", "same", value=POISON, times=1000)
     neighbours = among(server)
@@ -139,7 +142,7 @@ def test_whoever_was_there_by_chance_is_cleared_by_one_run(
     models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], among: Callable[[Server], Neighbours]
 ) -> None:
     """The worker dies of what nobody sent, again and again, while the same requests come again and again."""
-    server = rehearse(models).wait_started().wait_lanes()
+    server = rehearse(models, PATIENT).wait_started().wait_lanes()
     neighbours = among(server)
     for deaths in (1, 2, 3):
         before = len(neighbours.answers)
@@ -159,7 +162,7 @@ def test_a_request_that_hangs_every_lane_is_known_by_it(
     models: Path, rehearsal: Rehearsal, rehearse: Callable[..., Server], watch: WATCH
 ) -> None:
     """The worker is ended by its supervisor: who hung is to blame, and those who were there by chance are not."""
-    server = rehearse(models).wait_started().wait_lanes()
+    server = rehearse(models, PATIENT).wait_started().wait_lanes()
     watch(server)
     spin = rehearsal.fault("spin", "same", times=3)
 
@@ -173,9 +176,8 @@ def test_a_request_that_hangs_every_lane_is_known_by_it(
         except OSError:
             return None
 
-    for happened in (1, 2, 3):
-        assert hang(5.0) in (504, None)
-        spin.wait(happened)
+    # While both lanes hang it only waits; then it comes to one that is new.
+    harness.wait_until(lambda: hang(5.0) in (504, None) and spin.happened == 3, "three lanes hang")
     server.wait_for(lambda: restarts(server).get("lanes") == 1, "the worker is replaced", 2 * harness.PATIENCE_S)
     end = server.status()["supervisor"]["last_end"]
     assert [(one["model"], one["crashes"]) for one in end["requests"]] == [("same", 1)], end
@@ -191,7 +193,7 @@ def test_a_server_that_gives_up_names_the_requests_in_its_journal(
     """Requests that are all different, and all crash: that is not healed by refusing them, so it is told who they were."""
     journal, termination = tmp_path / "journal", tmp_path / "termination"
     lifecycle = {"crash_journal": str(journal), "termination_log": str(termination)}
-    server = rehearse(models, {"lifecycle": lifecycle}).wait_started()
+    server = rehearse(models, PATIENT | {"lifecycle": lifecycle}).wait_started()
     rehearsal.fault("signal", "same", times=1000, signal="SIGSEGV")
     for value in range(1, 7):
         assert ask(server, float(value)) is None

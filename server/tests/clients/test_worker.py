@@ -23,6 +23,7 @@ import onnx_models
 from harness import GLANCE_S, Repository, Server, restarts
 from kubelet import Kubelet
 from processes import Held, exists, kill_until_gone, signal_all
+from rehearsal import Rehearsal
 from right_answers import PLUS_ONE, plus_one
 from traffic import Traffic
 
@@ -203,6 +204,26 @@ def test_a_crash_loop_backs_off_gives_up_and_parks(
     assert server.status()["supervisor"]["workers_started"] == workers, "looping would do no useful work"
     library.symlink_to(found)
     server.wait_for(lambda: server.probe("/ready").status == 200, "what has changed is tried", 20)
+    assert plus_one(server.http) == 200
+
+
+@pytest.mark.parametrize("sidecar", [False, True])
+def test_a_server_that_is_parked_from_the_start(
+    sidecar: bool, models: Path, tmp_path: Path, rehearsal: Rehearsal, rehearse: START
+) -> None:
+    """The kubelet is to let it live, and to start nobody who waits for it."""
+    journal = tmp_path / "journal"
+    entry = json.dumps({"at_ms": time.time_ns() // 1_000_000, "reason": "exit"})
+    journal.write_text(f"{entry}\n" * 3)
+    die = rehearsal.fault("die_at_start", times=1000)
+    server = rehearse(models, {"lifecycle": {"crash_journal": str(journal), "sidecar": sidecar}})
+    server.wait_for(lambda: server.status()["supervisor"]["stage"] == "parked", "it is parked")
+    assert [server.probe(path).status for path in ("/live", "/startup", "/ready")] == [200, 503 if sidecar else 200, 503]
+    assert die.happened == 1, "one more chance, and no loop"
+    die.end()
+    (models / "plus" / "model.toml").write_text("lanes = 1\n")
+    server.wait_for(lambda: server.probe("/ready").status == 200, "what has changed is tried", 30)
+    assert server.probe("/startup").status == 200
     assert plus_one(server.http) == 200
 
 

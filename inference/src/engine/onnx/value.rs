@@ -6,7 +6,7 @@ use super::one_line;
 use crate::contract::TensorSpec;
 use crate::datatype::Datatype;
 use crate::engine::RunError;
-use crate::tensor::{Tensor, TensorData};
+use crate::tensor::{Dimensions, Tensor, TensorData};
 use bytemuck::Pod;
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -120,7 +120,7 @@ pub(super) fn to_tensor(value: &DynValue, spec: &TensorSpec) -> Result<Tensor, R
     Tensor::raw(spec.datatype, shape, data).map_err(|error| failed(error.to_string()))
 }
 
-fn to_bytes<T>(value: &DynValue) -> ort::Result<(Vec<usize>, Bytes)>
+fn to_bytes<T>(value: &DynValue) -> ort::Result<(Dimensions, Bytes)>
 where
     T: PrimitiveTensorElementType + Pod,
 {
@@ -128,6 +128,6 @@ where
     Ok((dimensions(shape), Bytes::copy_from_slice(bytemuck::cast_slice(elements))))
 }
 
-fn dimensions(shape: &[i64]) -> Vec<usize> {
+fn dimensions(shape: &[i64]) -> Dimensions {
     shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect()
 }

@@ -137,7 +137,7 @@ fn card_section(card: &CardReport) -> Markup {
                     }
                 }
             } @else {
-                p.note { (card.sentence) }
+                p.note.fail[card.status == Status::Failed] { (card.sentence) }
             }
         }
     }
@@ -179,7 +179,7 @@ fn plot(card: &CardReport) -> Markup {
             phases.push(span("the fault", fault, well));
             phases.push(span("well again", well, whole));
         }
-        Some(_) => phases.push(span("the fault, unnoticed", fault, whole)),
+        Some(_) => phases.push(span("the fault", fault, whole)),
         None => phases.push(span("the fault", fault, whole)),
     }
     Plot {

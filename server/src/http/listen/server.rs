@@ -247,7 +247,7 @@ impl Shared {
 
     /// Until the connection ends. The reason, where the server ended it for what did not happen on it.
     async fn converse<S: Stream>(&self, stream: S, activity: &Arc<Activity>) -> Option<Reason> {
-        let peer = stream.peer().map(Peer);
+        let peer = stream.peer().map(Peer::at);
         let socket = Socket::new(stream, Arc::clone(activity), Arc::clone(&self.closers));
         let service = Requests {
             port: self.port.clone(),
@@ -258,7 +258,9 @@ impl Shared {
         let mut patience =
             Patience::new(Arc::clone(activity), self.limits, Arc::clone(&self.spares));
         let mut connection = pin!(self.builder.serve_connection(TokioIo::new(socket), service));
-        let mut stages = self.stage.clone();
+        // One future until there is something to tell: a new one for each turn would be put on the list of those who wait, and
+        // taken off it.
+        let mut told = pin!(further(self.stage.clone(), Stage::Open));
         let mut stage = Stage::Open;
         let mut last_request: Option<Pin<Box<Sleep>>> = None;
         loop {
@@ -280,8 +282,9 @@ impl Shared {
                     }
                     return reason;
                 }
-                next = further(&mut stages, stage), if stage < Stage::Stopping => {
+                (stages, next) = &mut told, if stage < Stage::Stopping => {
                     stage = next;
+                    told.set(further(stages, stage));
                     activity.leave();
                     if stage == Stage::Stopping {
                         activity.expect_last_request();
@@ -315,8 +318,12 @@ fn come_or_over(
 }
 
 /// Waits until the server is further than `stage`. The sender lives as long as the server.
-async fn further(stages: &mut watch::Receiver<Stage>, stage: Stage) -> Stage {
-    stages.wait_for(|next| *next > stage).await.map_or(Stage::Stopping, |next| *next)
+async fn further(
+    mut stages: watch::Receiver<Stage>,
+    stage: Stage,
+) -> (watch::Receiver<Stage>, Stage) {
+    let next = stages.wait_for(|next| *next > stage).await.map_or(Stage::Stopping, |next| *next);
+    (stages, next)
 }
 
 /// Whether HTTP/2 ended the connection because the client's frames cost too much.

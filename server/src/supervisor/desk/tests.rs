@@ -69,6 +69,14 @@ fn what_the_supervisor_knows_outweighs_what_the_worker_said() {
 }
 
 #[test]
+fn a_parked_sidecar_keeps_who_waits_for_it_waiting() {
+    let desk = desk();
+    let parked = Standing { parked: true, sidecar: true, ..Standing::default() };
+    desk.stand(Standing { objection: Some("p".to_owned()), ..parked });
+    assert!(!desk.startup().ok && desk.live().ok && !desk.ready().ok);
+}
+
+#[test]
 fn a_parked_server_that_never_served_is_let_live() {
     let desk = desk();
     assert!(!desk.startup().ok);
