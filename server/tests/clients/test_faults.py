@@ -145,7 +145,8 @@ def test_a_panic_under_load_is_one_answer(server: Server, rehearsal: Rehearsal, 
         server.wait_for(lambda: server.metrics().sum("balm_lane_restarts_total") == 2, "both lanes are replaced")
         server.wait_lanes()
         traffic.wait_for_more(50)
-    assert set(traffic.outcomes()) <= {200, 500}, traffic.outcomes()
+    # 503 where both lanes were lost at once.
+    assert set(traffic.outcomes()) <= {200, 500, 503, 504}, traffic.outcomes()
     assert 1 <= traffic.count(500) <= 2, "one answer for each panic at most: its neighbours are run again"
     assert restarts(server) == {}
 
