@@ -2,8 +2,8 @@
 //! to heal, and tells what came of it.
 //!
 //! Nothing here touches a server that serves: the copy listens on loopback, on ports of its own, on a copy of the models, and
-//! fails by files in a private folder (`--rehearsal`). What is expected of each fault is data ([`card`]), what came of it is
-//! judged by pure functions ([`judge`]); the rest is edges. The load and the kubelet are those of the load generator.
+//! fails by files in a private folder (`--rehearsal`). What is expected of each fault is data (`card`), what came of it is
+//! judged by pure functions (`judge`); the rest is edges. The load and the kubelet are those of the load generator.
 
 mod asking;
 mod card;
