@@ -17,6 +17,8 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # A venv in a checkout should not litter it with byte code.
 export PYTHONDONTWRITEBYTECODE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests and the makers of models use ONNX Runtime, too (decision 18).
+export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
