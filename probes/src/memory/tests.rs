@@ -28,6 +28,17 @@ fn it_asks_once_then_again_and_says_when_it_is_over() {
 }
 
 #[test]
+fn it_asks_again_after_half_a_minute_and_no_sooner() {
+    let mut watch = MemoryWatch::default();
+    let used = |second: u64| of_thousand((500 + second * 5).min(980));
+    let asked: Vec<u64> = (0..100)
+        .filter(|second| matches!(watch.observe(used(*second), second * 1_000), Ask { .. }))
+        .collect();
+    let pauses: Vec<u64> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.len() >= 2 && pauses.iter().all(|pause| *pause == 30), "{asked:?}");
+}
+
+#[test]
 fn a_breath_between_two_verdicts_is_the_same_trouble() {
     let mut watch = MemoryWatch::default();
     let mut steps = Vec::new();

@@ -119,6 +119,8 @@ proptest! {
                 *entry = (entry.0 + 1, now);
             }
             prop_assert!(poison.len() <= REMEMBERED_MAX);
+            let alike = |standing| (0..12).filter(|hash| poison.standing(*hash, now) == standing).count();
+            prop_assert_eq!(poison.counts(now), (alike(Suspect), alike(Refused)));
             for hash in 0..12 {
                 let expected = match by_hand.get(&hash) {
                     Some((_, last)) if now - last >= REFUSED_MS => Clear,

@@ -186,6 +186,7 @@ fn a_worker_that_cannot_be_killed_is_not_waited_for() {
     let earlier = vec![Fatality { cause: Cause::Unkillable, age_ms: 0 }; 2];
     let mut respawn = Respawn::new(POLICY, earlier);
     assert_eq!(respawn.step(Event::Asked(Cause::Gpu)), [Action::Kill]);
+    assert_eq!(run(&mut respawn, POLICY.unkillable_ms, false), [], "not a moment too soon");
     assert_eq!(run(&mut respawn, 60_000, false), [Action::Record(Cause::Unkillable)]);
     let departure = Departure::GaveUp(Cause::Unkillable);
     assert_eq!(run(&mut respawn, 1_000, false), [Action::Exit(departure)]);
