@@ -28,6 +28,16 @@ const ALLOCATOR: Variable = (
 const ALLOCATOR_SETTINGS: [&str; 3] =
     [ALLOCATOR.0, "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"];
 
+/// What a service manager tells this process, and what is not for those that it starts.
+pub(crate) const NOT_INHERITED: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+];
+
 /// Read by ONNX Runtime.
 const NO_TELEMETRY: Variable = ("ORT_DISABLE_TELEMETRY", "1");
 

@@ -2,6 +2,7 @@
 
 use super::judge::Sight;
 use super::stage::Stage;
+use crate::environment::NOT_INHERITED;
 use anyhow::{Context as _, Result, bail};
 use balm_loadtest::steady;
 use bytes::Bytes;
@@ -36,15 +37,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LOAD_PATIENCE: Duration = Duration::from_secs(120);
 /// How much of the log is shown when it fails.
 const LOG_LINES_SHOWN: usize = 12;
-/// What a service manager tells the drill is not for a server of its own.
-const NOT_INHERITED: [&str; 6] = [
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-];
 
 /// A running private server.
 pub(super) struct Private {

@@ -1,7 +1,7 @@
 //! The worker as a process: started, reaped, killed.
 
 use super::suspects::Suspects;
-use crate::environment;
+use crate::environment::{self, NOT_INHERITED};
 use crate::http::{Bound, Listening};
 use crate::link::{HandoverError, Hello, PROTOCOL, SocketKind, hand_over};
 use balm_probes::{End, Quarantined};
@@ -16,15 +16,6 @@ use std::process::Command;
 
 /// This very program, though another one may lie under its name by now.
 const PROGRAM: &str = "/proc/self/exe";
-/// What a service manager tells the supervisor is not for the worker.
-const NOT_INHERITED: [&str; 6] = [
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-];
 
 /// A worker that was started.
 #[derive(Debug)]
